@@ -1,0 +1,45 @@
+"""The methods, by name. Each is one file, imported only when it is asked for."""
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from nfc_splat.errors import UserError
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method as the doors see it.
+
+    Attributes:
+        name: the value of `--method`.
+        summary: one line for `--help` and the README.
+        module: where it lives. The module defines `Config` (a frozen dataclass with a docstring per field, among them
+            `steps`), `preset(name: str, **overrides) -> Config` for "quick" and "paper", `Model` (a `SceneModel`) and
+            `Recipe` (a `nfc_splat.fields.recipe.Recipe`).
+        dynamic: whether it models time.
+        loss_weight: default weight of the classification term.
+    """
+
+    name: str
+    summary: str
+    module: str
+    dynamic: bool = False
+    loss_weight: float = 2.0
+
+    def load(self) -> Any:
+        """The method's module."""
+        return import_module(self.module)
+
+
+METHODS = {
+    method.name: method
+    for method in (Method("3dgs", "rasterised 3D Gaussians (Kerbl et al. 2023)", "nfc_splat.fields.gaussians"),)
+}
+
+
+def find_method(name: str) -> Method:
+    """The method called `name`; a `UserError` that lists the names otherwise."""
+    if name not in METHODS:
+        raise UserError(f"--method {name}: expected one of {', '.join(METHODS)}")
+    return METHODS[name]

@@ -1,0 +1,108 @@
+"""How a method is trained: the half of the contract that is not drawing.
+
+The trainer composes a `SceneModel` with a `Recipe` and never asks which method it has. Symbols: C cameras, P pixels,
+`*request` the request's shape (`C, H, W` or `P`).
+"""
+
+import abc
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from nfc_splat.cameras import Cameras
+from nfc_splat.rendering import Rendering, SceneModel
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One training request and what should come out.
+
+    Attributes:
+        cameras: C cameras.
+        pixels: [P, 3] int64 (camera, row, column), or None for whole images.
+        target: [*request, 3] in [0, 1], composited over `background`.
+        mask: [*request] float weights, 1 = counts, 0 = ignored; None when every pixel counts.
+        background: [3].
+    """
+
+    cameras: Cameras
+    pixels: Tensor | None
+    target: Tensor
+    mask: Tensor | None
+    background: Tensor
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What the next batch should be. Later methods add rays, precrop and time curricula here."""
+
+    kind: Literal["image"] = "image"
+    images: int = 1
+
+
+@dataclass(frozen=True)
+class SceneGeometry:
+    """What a model may know of the scene before training, in the scene's own frame and units.
+
+    Attributes:
+        cameras: the training cameras.
+        points: [M, 3] float32 initial points, or None.
+        colors: [M, 3] float32 in [0, 1], or None.
+    """
+
+    cameras: Cameras
+    points: Tensor | None
+    colors: Tensor | None
+
+    @property
+    def extent(self) -> float:
+        """1.1 times the largest distance of a training camera from their mean: the `scene_scale` of 3DGS."""
+        from torch.linalg import inv, norm
+
+        centers = inv(self.cameras.viewmats.double())[:, :3, 3]
+        return float(1.1 * norm(centers - centers.mean(0), dim=-1).max().clamp_min(1e-6))
+
+
+class Recipe(abc.ABC):
+    """Trains one model. Built once per run as `Recipe(config, geometry)`, then driven by the trainer in this order:
+
+        sampling -> model.render -> photometric (+ classification, + model.regularizers) -> before_backward -> backward
+        -> after_backward -> every optimiser's step and zero_grad -> after_step
+
+    Steps count from 1. `state_dict` holds whatever besides the model and the optimisers must survive a resume.
+    """
+
+    @abc.abstractmethod
+    def optimizers(self, model: SceneModel) -> dict[str, Optimizer]:
+        """The optimisers by name, over the model's current parameters."""
+
+    @abc.abstractmethod
+    def photometric(self, rendering: Rendering, batch: Batch) -> Tensor:
+        """The base loss, a scalar."""
+
+    def sampling(self, step: int) -> Sampling:
+        """What to train on at `step`. One whole image by default."""
+        return Sampling()
+
+    def before_backward(self, rendering: Rendering, losses: Mapping[str, Tensor], step: int) -> None:
+        """Called with the named, weighted loss terms ("photometric", "classification", regularisers)."""
+
+    def after_backward(self, model: SceneModel, step: int) -> None:
+        """Called when gradients are there and no optimiser has moved yet."""
+
+    def after_step(
+        self, model: SceneModel, optimizers: dict[str, Optimizer], rendering: Rendering, step: int
+    ) -> dict[str, float]:
+        """Change the model's structure and the learning rates; returns figures worth logging. May replace parameters
+        inside `model` and inside the optimisers' groups."""
+        return {}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Tensors that must survive a resume."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what `state_dict` gave."""

@@ -1,0 +1,27 @@
+"""The one exception that a user sees, and how a command ends with it."""
+
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """Something the user can mend, said in one line: the file or flag, the value, what was expected, the remedy.
+
+    The commands print it without a traceback and exit with `exit_code`. It is a plain exception to library callers.
+    """
+
+    exit_code = 2
+
+
+def run_command(main: Callable[[], int | None]) -> None:
+    """Run a command's `main` and leave the process with its exit code; a `UserError` becomes one line on stderr."""
+    try:
+        code = main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = error.exit_code
+    except BrokenPipeError:
+        # The reader of our output (head, less) went away; there is nobody left to tell.
+        sys.stderr.close()
+        code = 141
+    sys.exit(code or 0)
