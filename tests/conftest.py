@@ -1,0 +1,35 @@
+"""Fixtures shared by all tests."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    """Every test starts from the same random state."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """Folder of the small real scenes; set NFC_SPLAT_DATA to point elsewhere. Tests are skipped where it is absent."""
+    root = Path(os.environ.get("NFC_SPLAT_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not root.is_dir():
+        pytest.skip(
+            f"real scenes are not at {root}; set NFC_SPLAT_DATA to the folder that holds lego_400, fox_540, ..."
+        )
+    return root
+
+
+def pytest_collection_modifyitems(items):
+    """Tests marked `gpu` say why they do not run on this machine."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device; torch.cuda.is_available() is False"))
