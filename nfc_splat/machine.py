@@ -1,17 +1,15 @@
-"""What this machine really gives: cores, memory, devices and library versions. Standard library only.
+"""What this machine gives: memory, devices and library versions, as recorded with every result.
 
-Containers lie: `os.cpu_count()` and /proc/meminfo describe the host. The affinity mask and the control group say what
-this process may use.
+Containers lie: /proc/meminfo describes the host. The control group says what this process may use (for cores, see
+`nfc_splat.rendering.kernels.threads`).
 """
 
-import os
 import platform
-import sys
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 from nfc_splat import __version__
+from nfc_splat.rendering.kernels.threads import available_cores
 
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMBERSHIP = Path("/proc/self/cgroup")
@@ -21,46 +19,10 @@ _MEMINFO = Path("/proc/meminfo")
 RECORDED_PACKAGES = ("torch", "numpy", "numba", "pillow", "torchmetrics", "torchvision", "kornia", "gsplat", "open3d")
 
 
-@dataclass(frozen=True)
-class Cores:
-    """How many cores this process may keep busy, and why.
-
-    Attributes:
-        given: what to use, at least 1.
-        machine: cores of the host.
-        affinity: cores that the affinity mask allows.
-        quota: CPU time per wall time that the control group allows, or None.
-    """
-
-    given: int
-    machine: int
-    affinity: int
-    quota: float | None
-
-
-def cores(cgroup: Path = _CGROUP, membership: Path = _MEMBERSHIP) -> Cores:
-    """Cores given to this process: the least of the host's, the affinity mask's and the control group's."""
-    machine = os.cpu_count() or 1
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else machine
-    quota = cpu_quota(cgroup, membership)
-    given = min(machine, affinity) if quota is None else min(machine, affinity, max(1, int(quota)))
-    return Cores(given, machine, affinity, quota)
-
-
-def cpu_quota(cgroup: Path = _CGROUP, membership: Path = _MEMBERSHIP) -> float | None:
-    """CPU quota of this process's control group or a parent of it (version 1 or 2) in cores, or None."""
-    quotas = []
-    for folder in _folders(cgroup, membership, "cpu"):
-        quotas.append(_ratio(_words(folder / "cpu.max")))
-        quotas.append(_ratio(_words(folder / "cpu.cfs_quota_us") + _words(folder / "cpu.cfs_period_us")))
-    present = [quota for quota in quotas if quota is not None]
-    return min(present) if present else None
-
-
 def memory_limit(cgroup: Path = _CGROUP, membership: Path = _MEMBERSHIP, meminfo: Path = _MEMINFO) -> int | None:
-    """Bytes of memory that this process may use: the least of the machine's and the control group's; None if unknown."""
+    """Bytes that this process may use: the least of the machine's memory and the control group's, or None."""
     limits = [total] if (total := _meminfo("MemTotal:", meminfo)) is not None else []
-    for folder in _folders(cgroup, membership, "memory"):
+    for folder in _memory_folders(cgroup, membership):
         for name in ("memory.max", "memory.limit_in_bytes"):
             limits += [int(word) for word in _words(folder / name) if word.isdigit()]
     return min(limits) if limits else None
@@ -78,15 +40,14 @@ def versions() -> dict[str, str | None]:
 
 
 def hardware() -> dict[str, object]:
-    """Processor, cores, memory and the CUDA devices that a loaded torch sees, ready for JSON."""
-    torch = sys.modules.get("torch")
-    gpus = []
-    if torch is not None and torch.cuda.is_available():
-        gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    """Processor, cores, memory and CUDA devices, ready for JSON."""
+    import torch
+
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     limit = memory_limit()
     return {
         "cpu": processor(),
-        "cores": cores().given,
+        "cores": available_cores(),
         "memory_gb": None if limit is None else round(limit / 2**30, 1),
         "gpus": gpus,
         "system": f"{platform.system()} {platform.machine()}",
@@ -116,24 +77,17 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _folders(cgroup: Path, membership: Path, controller: str) -> list[Path]:
-    """This process's control group and its parents, where `controller` is configured."""
+def _memory_folders(cgroup: Path, membership: Path) -> list[Path]:
+    """This process's control group and its parents, where memory is limited (versions 1 and 2)."""
     folders = []
     for line in _lines(membership):
-        _, controllers, path = (line.split(":", 2) + ["", ""])[:3]
-        if controllers and controller not in controllers.split(","):
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if controllers and "memory" not in controllers.split(","):
             continue
-        root = cgroup / controller if controllers else cgroup
+        root = cgroup / controllers if controllers else cgroup
         group = root / path.strip("/")
         folders += [group, *(parent for parent in group.parents if parent.is_relative_to(root))]
     return folders
-
-
-def _ratio(words: list[str]) -> float | None:
-    """Quota over period; None when there is no quota ("max", -1) or the file is absent."""
-    if len(words) != 2 or not all(word.isdigit() for word in words) or int(words[1]) == 0:
-        return None
-    return int(words[0]) / int(words[1])
 
 
 def _words(path: Path) -> list[str]:
