@@ -1,18 +1,26 @@
 """How many threads the numeric pools (torch's and numba's) may use, decided in one place.
 
-Two pools that each take every core slow each other down, so both get the same number and run one at a time.
+A container may show 64 processors and be given two of them: the affinity mask and the control group's quota both
+count. Two pools that each take every core slow each other down, so both get the same number and run one at a time.
 """
 
+import os
 import sys
-
-from nfc_splat.machine import cores
+from pathlib import Path
 
 _chosen: int | None = None
 
 
-def available_cores() -> int:
-    """Cores this process may really use: the affinity mask, cut by the CPU quota of its control groups. At least 1."""
-    return cores().given
+def available_cores(groups: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/cgroup")) -> int:
+    """Cores this process may really use, at least 1: the affinity mask, cut by the CPU quota of its control groups.
+
+    Args:
+        groups: the list of this process's control groups (Linux); absent elsewhere.
+        mount: where control groups are mounted.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quotas = [quota for folder in _quota_folders(groups, mount) if (quota := _quota(folder)) is not None]
+    return max(1, int(min([cores, *quotas])))
 
 
 def set_threads(count: int | None = None) -> int:
@@ -48,3 +56,34 @@ def numba_threads() -> int:
     count = min(_chosen or available_cores(), numba.config.NUMBA_NUM_THREADS)
     numba.set_num_threads(count)
     return count
+
+
+def _quota_folders(groups: Path, mount: Path) -> list[Path]:
+    """Folders whose CPU quota binds this process: its own groups and all their parents, versions 1 and 2."""
+    try:
+        lines = groups.read_text().splitlines()
+    except OSError:
+        return []
+    folders = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        # Inside a container the listed path may not exist below the mount; the root then is the container's group.
+        relative = Path(path.lstrip("/"))
+        for root in [mount / name for name in (controllers, "cpu")] if controllers else [mount, mount / "unified"]:
+            folders += [root / part for part in (relative, *relative.parents)]
+    return folders
+
+
+def _quota(folder: Path) -> float | None:
+    """Cores allowed by the quota in `folder`, or None when there is none."""
+    try:
+        if (folder / "cpu.max").is_file():
+            quota, period = (folder / "cpu.max").read_text().split()
+        else:
+            quota = (folder / "cpu.cfs_quota_us").read_text()
+            period = (folder / "cpu.cfs_period_us").read_text()
+        return float(quota) / float(period) if float(quota) > 0 else None
+    except (OSError, ValueError, ZeroDivisionError):
+        return None  # "max", no such file, or not readable: no limit that we can know of
