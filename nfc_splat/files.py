@@ -89,12 +89,17 @@ def read_json(path: Path, *, max_bytes: int = MAX_JSON_BYTES) -> Any:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as text ({error})") from error
+    return parse_json(text, path)
+
+
+def parse_json(text: str, source: Path | str) -> Any:
+    """JSON from a text that may be hostile; `source` names it in the `UserError`. Refuses what `read_json` refuses."""
     try:
         value = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from error
+        raise UserError(f"{source}: not valid JSON ({error})") from error
     if _depth(value) > MAX_JSON_DEPTH:
-        raise UserError(f"{path}: JSON nested deeper than {MAX_JSON_DEPTH}")
+        raise UserError(f"{source}: JSON nested deeper than {MAX_JSON_DEPTH}")
     return value
 
 
