@@ -1,0 +1,125 @@
+"""From views to cameras and loading jobs: lenses kept or taken away, times, and what looks suspicious."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from nfc_splat.cameras import Cameras
+from nfc_splat.data.capture import Frame, Lens, counted, naming
+from nfc_splat.data.prepare import View
+from nfc_splat.data.resample import Remap, undistorted_intrinsics
+from nfc_splat.data.store import Job
+from nfc_splat.errors import UserError
+
+
+def normalized_times(frames: Sequence[Frame], notices: list[str]) -> list[float] | None:
+    """Times in [0, 1] over all splits together, or None for a static scene."""
+    timed = [frame for frame in frames if frame.time is not None]
+    if not timed:
+        return None
+    if len(timed) < len(frames):
+        first = next(frame.name for frame in frames if frame.time is None)
+        notices.append(
+            f"Warning: {len(frames) - len(timed)} of {len(frames)} frames have no `time`, {first!r} first, so "
+            "the scene counts as static."
+        )
+        return None
+    times = [frame.time for frame in frames]
+    low, high = min(times), max(times)
+    if 0 <= low and high <= 1:
+        return times
+    notices.append(f"Times from {low:g} to {high:g} were mapped to 0 to 1.")
+    return [(time - low) / (high - low) if high > low else 0.0 for time in times]
+
+
+def build_cameras(views: Sequence[View], times: list[float] | None, undistort: bool) -> tuple[Cameras, list[Job]]:
+    """Cameras of all views at the wanted sizes, and how to make each image.
+
+    With `undistort` every camera is a pinhole camera and the jobs take the lens away; without it the cameras carry the
+    lens, all in the most general model that occurs (UserError when fisheye and other lenses are mixed).
+    """
+    model = _common_model(views) if not undistort else "pinhole"
+    remaps: dict[Lens, Remap] = {}
+    jobs, Ks = [], []
+    for view in views:
+        K, remap = _K(view.lens), None
+        if undistort and view.lens.distorted:
+            # `origin` differs from frame to frame even where the numbers agree.
+            key = replace(view.lens, origin="")
+            if key not in remaps:
+                remaps[key] = _remap(view.lens)
+            remap = remaps[key]
+            K = remap.K
+        Ks.append(K)
+        size = (view.lens.width, view.lens.height)
+        jobs.append(Job(view.frame.name, view.path, size, view.stated, view.width, view.height, view.mask, remap))
+    world_to_camera = [np.linalg.inv(view.frame.camera_to_world) for view in views]
+    cameras = Cameras(
+        viewmats=torch.tensor(np.stack(world_to_camera)),
+        Ks=torch.stack(Ks),
+        sizes=torch.tensor([[view.lens.width, view.lens.height] for view in views]),
+        times=None if times is None else torch.tensor(times, dtype=torch.float64),
+        distortion=None
+        if model == "pinhole"
+        else torch.tensor([v.lens.distortion for v in views], dtype=torch.float64),
+        model=model,
+    )
+    wanted = torch.tensor([[view.width, view.height] for view in views])
+    return cameras.resized(wanted).to(dtype=torch.float32), jobs
+
+
+def _common_model(views: Sequence[View]) -> str:
+    models = {view.lens.model if view.lens.distorted else "pinhole" for view in views}
+    if "opencv_fisheye" in models and len(models) > 1:
+        fisheye = next(view.frame.name for view in views if view.lens.model == "opencv_fisheye")
+        raise UserError(f"{fisheye!r} is a fisheye image among others that are not; undistort the images first")
+    return models.pop() if len(models) == 1 else "opencv"
+
+
+def _K(lens: Lens) -> torch.Tensor:
+    return torch.tensor([[lens.fx, 0, lens.cx], [0, lens.fy, lens.cy], [0, 0, 1]], dtype=torch.float64)
+
+
+def _remap(lens: Lens) -> Remap:
+    source = Cameras(
+        viewmats=torch.eye(4, dtype=torch.float64)[None],
+        Ks=_K(lens)[None],
+        sizes=torch.tensor([[lens.width, lens.height]]),
+        distortion=torch.tensor([lens.distortion], dtype=torch.float64),
+        model=lens.model,
+    )
+    try:
+        return Remap(source, undistorted_intrinsics(source))
+    except ValueError as error:
+        raise UserError(f"{lens.origin}: {error}") from error
+
+
+def suspicions(cameras: Cameras, jobs: Sequence[Job]) -> list[str]:
+    """What about the whole set of views deserves a sentence: few, repeated or coinciding views, and their extent."""
+    notices = []
+    if len(jobs) < 3:
+        notices.append(f"Warning: the scene has only {counted(len(jobs), 'view')}; depth cannot be trusted.")
+    uses = Counter(job.path for job in jobs)
+    repeated = sorted({job.name for job in jobs if uses[job.path] > 1})
+    if repeated:
+        notices.append(f"Warning: the same image file is listed more than once: {naming(repeated)}.")
+    centers = cameras.centers.double()
+    extent = float((centers - centers.mean(0)).norm(dim=-1).max())
+    if len(jobs) > 1 and extent < 1e-6 * max(1.0, float(centers.abs().max())):
+        notices.append("Warning: all cameras stand in the same place, so nothing can be said about depth.")
+    elif len(jobs) > 1:
+        nearest = torch.cdist(centers, centers).fill_diagonal_(math.inf).amin(1).median() if len(jobs) < 3000 else None
+        spacing = "" if nearest is None else f", neighbours typically {float(nearest):.3g} apart"
+        notices.append(f"Cameras lie within {extent:.3g} units of their centre{spacing}.")
+    outside = [
+        job.name
+        for job, (x, y), (w, h) in zip(jobs, cameras.Ks[:, :2, 2].tolist(), cameras.sizes.tolist(), strict=True)
+        if not (0 <= x <= w and 0 <= y <= h)
+    ]
+    if outside:
+        notices.append(f"Warning: the principal point lies outside the image for {naming(outside)}.")
+    return notices

@@ -1,0 +1,56 @@
+"""How a scene folder is to be read: one frozen dataclass whose fields become command-line flags."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from nfc_splat.errors import UserError
+
+Format = Literal["auto", "blender", "nerfstudio", "colmap", "replica", "sdfstudio"]
+
+# Pillow itself refuses images of more than twice its warning threshold, whatever is asked for here.
+PILLOW_MAX_PIXELS = 178_956_970
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """How to read a scene folder."""
+
+    format: Format = "auto"
+    """What the scene is. "auto" looks at the files and says what it found."""
+
+    downscale: int = 1
+    """Divide the images' width and height by this. Uses the folder images_N if the scene has one, else an area filter
+    in memory."""
+
+    test_every: int | None = None
+    """Hold out every N-th image for testing, the first one included; 0 holds out none. By default the scene's own
+    split, else every 8th (Replica: every 10th). Given explicitly, it replaces the scene's own split."""
+
+    background: Literal["auto", "white", "black"] = "auto"
+    """What transparent images are composited over. "auto" is white for Blender scenes, black for others."""
+
+    allow_missing: bool = False
+    """Go on even if more than half of the listed images have no file."""
+
+    allow_external_paths: bool = False
+    """Follow paths and links that leave the scene folder. Only for scenes that you trust."""
+
+    max_pixels: int = 89_478_485
+    """Refuse images with more pixels than this; read from their header, before anything is decoded."""
+
+    image_cache_gb: float = 4.0
+    """Memory for decoded images, in GB. What does not fit is decoded again when needed."""
+
+    def check(self) -> None:
+        """Raise a `UserError` that names the flag when a value makes no sense."""
+        if self.downscale < 1:
+            raise UserError(f"--downscale {self.downscale}: expected a whole number, 1 (full size) or more")
+        if self.test_every is not None and (self.test_every < 0 or self.test_every == 1):
+            raise UserError(
+                f"--test-every {self.test_every}: expected 2 or more, or 0 for no test images "
+                "(1 would leave none to train on)"
+            )
+        if not 1 <= self.max_pixels <= PILLOW_MAX_PIXELS:
+            raise UserError(f"--max-pixels {self.max_pixels}: expected 1 to {PILLOW_MAX_PIXELS}, Pillow's own limit")
+        if not 0 <= self.image_cache_gb < float("inf"):
+            raise UserError(f"--image-cache-gb {self.image_cache_gb}: expected 0 or more")

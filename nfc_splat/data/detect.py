@@ -1,0 +1,135 @@
+"""Finding out what a scene folder is, from the names of its files alone."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from nfc_splat.data.colmap_model import find_models
+from nfc_splat.data.parsing import IMAGE_SUFFIXES
+from nfc_splat.data.replica import FRAME
+from nfc_splat.errors import UserError
+
+# What other tools' data looks like, and what to do about it.
+HINTS = {
+    "poses_bounds.npy": "it looks like LLFF data, which no reader takes; run COLMAP or ns-process-data on its images",
+    "cameras_sphere.npz": "it looks like DTU data in NeuS's form; convert it to meta_data.json with SDFStudio's script",
+    "cameras.npz": "it looks like DTU data in IDR's form; convert it to meta_data.json with SDFStudio's script",
+    "database.db": "COLMAP has not written a sparse model yet; run `colmap mapper`",
+}
+
+
+def _file(name: str) -> Callable[[Path], tuple[str | None, str]]:
+    return lambda root: (name, "") if (root / name).is_file() else (None, f"no {name}")
+
+
+def _replica(root: Path) -> tuple[str | None, str]:
+    if not (root / "traj.txt").is_file():
+        return None, "no traj.txt"
+    if not (root / "results").is_dir():
+        return None, "traj.txt but no results/ folder"
+    if not any(FRAME.fullmatch(entry.name) for entry in (root / "results").iterdir()):
+        return None, "no results/frame000000.jpg or .png"
+    return "traj.txt and results/frame*", ""
+
+
+def _colmap(root: Path) -> tuple[str | None, str]:
+    models = find_models(root)
+    if not models:
+        return None, "no cameras and images (.bin or .txt) in sparse/0, sparse or colmap/sparse/0"
+    return f"a COLMAP model in {models[0].relative_to(root).as_posix()}", ""
+
+
+# In order of precedence: nerfstudio scenes usually keep the COLMAP model that they were made from.
+LOOKS = {
+    "blender": _file("transforms_train.json"),
+    "nerfstudio": _file("transforms.json"),
+    "replica": _replica,
+    "sdfstudio": _file("meta_data.json"),
+    "colmap": _colmap,
+}
+
+
+def detect_format(path: Path | str) -> tuple[str, str, dict[str, str]]:
+    """What the scene at `path` is.
+
+    Args:
+        path: a scene folder, a file in it that names its format, or a folder that holds exactly one scene.
+
+    Returns:
+        format: a name that `DataConfig.format` takes.
+        reason: a sentence: what was found, and where.
+        rejected: why each other format was not chosen.
+
+    Raises:
+        UserError: nothing fits, with what every format missed, or several scenes lie in the folder.
+    """
+    root = scene_root(path)
+    found, rejected = _look(root)
+    if not found:
+        missed = "; ".join(f"{name}: {why}" for name, why in rejected.items())
+        raise UserError(f"{root}: no scene that any reader knows. {missed}. {_hint(root)}")
+    chosen = next(iter(found))
+    reason = f"{root.name} is a {chosen} scene because it has {found[chosen]}."
+    if len(found) > 1:
+        others = " and ".join(f"{name} ({found[name]})" for name in list(found)[1:])
+        reason += f" It would also do as {others}; --format chooses."
+    if root != _absolute(path) and not _absolute(path).is_file():
+        reason += f" It is the only scene in {_absolute(path)}."
+    for name in list(found)[1:]:
+        rejected[name] = f"{chosen} goes first; --format {name} reads it"
+    return chosen, reason, rejected
+
+
+def missing_parts(root: Path, format: str) -> str | None:
+    """What `root` lacks to be read as `format`, or None."""
+    evidence, why = LOOKS[format](root)
+    return None if evidence else why
+
+
+def scene_root(path: Path | str, format: str = "auto") -> Path:
+    """The scene folder meant by `path`: itself, the parent of a scene file, or its only sub-folder with a scene.
+
+    Given a `format`, only scenes of that format count.
+    """
+    path = _absolute(path)
+    if not path.exists():
+        raise UserError(f"{path}: there is no such folder; give the folder of a scene")
+    if path.is_file():
+        if path.name in ("transforms.json", "transforms_train.json", "meta_data.json", "traj.txt"):
+            return path.parent
+        raise UserError(f"{path}: is a file; give the folder of a scene (unpack archives first)")
+    is_scene = lambda folder: bool(_look(folder)[0] if format == "auto" else LOOKS[format](folder)[0])  # noqa: E731
+    if is_scene(path):
+        return path
+    children = sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
+    scenes = [child for child in children if is_scene(child)]
+    if len(scenes) > 1:
+        names = ", ".join(scene.name for scene in scenes[:10])
+        raise UserError(f"{path}: holds {len(scenes)} scenes ({names}{', ...' if len(scenes) > 10 else ''}); give one")
+    return scenes[0] if scenes else path
+
+
+def _look(root: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Evidence by format that fits, and what is missing by format that does not."""
+    found, rejected = {}, {}
+    for name, look in LOOKS.items():
+        evidence, why = look(root)
+        if evidence:
+            found[name] = evidence
+        else:
+            rejected[name] = why
+    return found, rejected
+
+
+def _absolute(path: Path | str) -> Path:
+    return Path(path).expanduser().resolve()
+
+
+def _hint(root: Path) -> str:
+    for name, hint in HINTS.items():
+        if (root / name).exists():
+            return hint[0].upper() + hint[1:]
+    folder = root / "images" if (root / "images").is_dir() else root
+    photos = sum(entry.name.lower().endswith(IMAGE_SUFFIXES) for entry in folder.iterdir())
+    if photos:
+        return f"It holds {photos} images without poses: run COLMAP or ns-process-data first"
+    return "Give the folder that holds one of these files, or name the format with --format"

@@ -1,0 +1,159 @@
+"""Values out of JSON and text that nobody vouches for; a refusal is a `UserError` naming the file and the key."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nfc_splat.data.capture import MAX_FRAMES
+from nfc_splat.errors import UserError
+from nfc_splat.files import contained_path, read_json
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+MAX_TEXT_BYTES = 2**31
+MAX_LINE = 2**24
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON file whose top level is an object."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a JSON object at the top level, got {_kind(value)}")
+    return value
+
+
+def read_frames(meta: Mapping[str, Any], path: Path) -> list[dict[str, Any]]:
+    """The `frames` of a transforms or meta_data file: a list of objects, not empty, not too long."""
+    frames = meta.get("frames")
+    if not isinstance(frames, list) or not all(isinstance(frame, dict) for frame in frames):
+        raise UserError(f"{path}: expected `frames` to be a list of objects, got {_kind(frames)}")
+    if not frames:
+        raise UserError(f"{path}: `frames` is empty; expected at least one posed image")
+    if len(frames) > MAX_FRAMES:
+        raise UserError(f"{path}: {len(frames)} frames, expected at most {MAX_FRAMES}")
+    return frames
+
+
+def number(mapping: Mapping[str, Any], key: str, where: str, *, integral: bool = False) -> float | None:
+    """The finite number under `key`, or None if it is absent."""
+    if key not in mapping or mapping[key] is None:
+        return None
+    value = mapping[key]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UserError(f"{where}: `{key}` is {_kind(value)}, expected a number")
+    value = _float(value)
+    if not math.isfinite(value):
+        raise UserError(f"{where}: `{key}` is {value}, expected a finite number")
+    if integral and value != round(value):
+        raise UserError(f"{where}: `{key}` is {value}, expected a whole number")
+    return value
+
+
+def pixels(mapping: Mapping[str, Any], key: str, where: str) -> int | None:
+    """An image width or height."""
+    value = number(mapping, key, where, integral=True)
+    if value is not None and not 1 <= value <= 2**20:
+        raise UserError(f"{where}: `{key}` is {value:g}, expected 1 to {2**20} pixels")
+    return None if value is None else int(value)
+
+
+def text(mapping: Mapping[str, Any], key: str, where: str) -> str | None:
+    """The non-empty string under `key`, or None if it is absent."""
+    value = mapping.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{where}: `{key}` is {_kind(value)}, expected the path or name as text")
+    return value
+
+
+def matrix(value: Any, key: str, where: str, shapes: tuple[tuple[int, int], ...] = ((4, 4), (3, 4))) -> np.ndarray:
+    """Nested lists of numbers as float64; 3x4 gains the row 0 0 0 1. Infinities pass: poses are judged later."""
+    expected = " or ".join(f"{rows}x{columns}" for rows, columns in shapes)
+    rows = value if isinstance(value, list) else []
+    shape = (len(rows), len(rows[0]) if rows and isinstance(rows[0], list) else 0)
+    if shape not in shapes or not all(isinstance(row, list) and len(row) == shape[1] for row in rows):
+        raise UserError(f"{where}: `{key}` is {_kind(value)}, expected {expected} numbers in nested lists")
+    if any(isinstance(entry, bool) or not isinstance(entry, int | float) for row in rows for entry in row):
+        raise UserError(f"{where}: `{key}` holds something that is not a number, expected {expected} numbers")
+    result = np.array([[_float(entry) for entry in row] for row in rows], dtype=np.float64)
+    if shape == (3, 4):
+        result = np.vstack([result, [0.0, 0.0, 0.0, 1.0]])
+    return result
+
+
+def scene_path(root: Path, name: str, *, allow_external: bool, source: Path | str) -> Path:
+    """`name` below `root`, as `nfc_splat.files.contained_path`, whatever the operating system thinks of the name."""
+    try:
+        return contained_path(root, name, allow_external=allow_external, source=source)
+    except (OSError, RuntimeError, ValueError) as error:  # loops of links, names that cannot be encoded
+        raise UserError(f"{source}: the path {name[:200]!r} cannot be followed ({error})") from error
+
+
+def image_path(root: Path, name: str, *, allow_external: bool, source: Path | str) -> Path:
+    """The image called `name`, its extension added if it was left out. If no such file exists: as named."""
+    path = scene_path(root, name, allow_external=allow_external, source=source)
+    if is_file(path):
+        return path
+    candidates = [name + suffix for suffix in IMAGE_SUFFIXES]
+    if "\\" in name:
+        candidates.append(name.replace("\\", "/"))
+    for candidate in candidates:
+        other = scene_path(root, candidate, allow_external=allow_external, source=source)
+        if is_file(other):
+            return other
+    return path
+
+
+def is_file(path: Path) -> bool:
+    """Whether `path` is a file; names that the system refuses are not."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def opencv_from_opengl(camera_to_world: np.ndarray) -> np.ndarray:
+    """Turn the camera's axes from OpenGL's (x right, y up, looking along -z) to OpenCV's; the world stays."""
+    return camera_to_world * np.array([1.0, -1.0, -1.0, 1.0])
+
+
+def text_lines(path: Path):
+    """The lines of a text file with their numbers, from 1; refuses what is not text or has endless lines."""
+    try:
+        if path.stat().st_size > MAX_TEXT_BYTES:
+            raise UserError(f"{path}: {path.stat().st_size} bytes of text, expected at most {MAX_TEXT_BYTES}")
+        with open(path, encoding="utf-8") as handle:
+            count = 0
+            while line := handle.readline(MAX_LINE):
+                count += 1
+                if len(line) == MAX_LINE:
+                    raise UserError(f"{path}: line {count} has more than {MAX_LINE} characters")
+                yield count, line
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as text ({error})") from error
+
+
+def floats(words: list[str], where: str) -> list[float]:
+    """The numbers that `words` spell; nan and inf pass."""
+    try:
+        return [float(word) for word in words]
+    except ValueError as error:
+        raise UserError(f"{where}: {error}; expected numbers") from error
+
+
+def _float(value: int | float) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "absent"
+    if isinstance(value, dict | list):
+        return f"a JSON {'object' if isinstance(value, dict) else 'list'} of {len(value)}"
+    return repr(value)[:80]

@@ -1,0 +1,287 @@
+"""What is found and what is suspect in a loaded scene, as short findings for a person to read.
+
+Symbols: C cameras, M points. Nothing here changes the scene or stops anything.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.linalg import vecdot
+
+from nfc_splat.cameras import Cameras
+from nfc_splat.data.capture import counted, naming
+from nfc_splat.data.scene import Scene, Split
+
+Level = Literal["ok", "note", "warn", "bad"]
+
+WARNING = "Warning: "
+
+# A splat has 59 parameters; each is held with its gradient and two moments of Adam, in float32.
+_BYTES_PER_GAUSSIAN = 59 * 4 * 4
+_GAUSSIANS_OF_A_RUN = 200_000
+_BASE_MEMORY = 0.6e9
+
+_NEARLY_SAME_PLACE = 1e-3
+_NEARLY_SAME_DIRECTION = math.radians(0.2)
+_MOST_CAMERAS = 3000
+_MOST_POINTS = 20_000
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line: how bad it is ("ok", "note", "warn", "bad"), what it is about, and what was found."""
+
+    level: Level
+    subject: str
+    text: str
+
+
+def scene_findings(scene: Scene, available_memory: int | None) -> dict[str, list[Finding]]:
+    """Everything worth saying about `scene`, by section.
+
+    Args:
+        scene: loaded.
+        available_memory: bytes that training may use, or None when unknown.
+    """
+    cameras = Cameras.concatenate([split.cameras for split in scene.splits.values()])
+    sections = {
+        "Views": _views(scene, cameras) + _memory(scene, cameras, available_memory),
+        "Cameras": _cameras(scene, cameras),
+        "Initial points": _points(scene.points, cameras),
+        "Images": _images(scene),
+    }
+    sections["Said while loading"] = [notice_finding(notice) for notice in scene.notices]
+    return sections
+
+
+def notice_finding(notice: str) -> Finding:
+    """A reader's notice as a finding."""
+    if notice.startswith(WARNING):
+        return Finding("warn", "reader", notice.removeprefix(WARNING))
+    return Finding("note", "reader", notice)
+
+
+def _views(scene: Scene, cameras: Cameras) -> list[Finding]:
+    """Splits, sizes, lenses, times."""
+    counts = ", ".join(f"{counted(len(split), 'image')} for {name}" for name, split in scene.splits.items())
+    empty = not len(scene.splits.get("test", ()))
+    advice = "; without test images nothing is measured: lower --test-every" if empty else ""
+    findings = [Finding("warn" if empty else "ok", "splits", counts + advice)]
+    sizes = sorted({tuple(size) for size in cameras.sizes.tolist()})
+    listed = [f"{width}x{height}" for width, height in sizes]
+    size = listed[0] if len(sizes) == 1 else f"{len(sizes)} sizes from {listed[0]} to {listed[-1]}"
+    findings.append(Finding("ok", "image size", f"{size} (resampler: {scene.resampler})"))
+    focal = cameras.Ks[:, 0, 0] / cameras.sizes[:, 0]
+    angle = [math.degrees(2 * math.atan(0.5 / float(value))) for value in (focal.max(), focal.min())]
+    view = f"{angle[0]:.0f} degrees" if angle[1] - angle[0] < 1 else f"{angle[0]:.0f} to {angle[1]:.0f} degrees"
+    lens = "pinhole after undistortion" if scene.undistorted else cameras.model
+    odd = angle[0] < 5 or angle[1] > 150
+    findings.append(
+        Finding("warn" if odd else "ok", "lens", f"{lens}, {view} wide" + ("; check the focal length" if odd else ""))
+    )
+    if cameras.times is not None:
+        findings.append(_times(cameras.times))
+    return findings
+
+
+def _times(times: Tensor) -> Finding:
+    distinct = len(times.unique())
+    if distinct == 1:
+        return Finding("warn", "time", "the same for every image: a moving scene cannot be learned from it")
+    return Finding("ok", "time", f"{distinct} distinct times from {float(times.min()):g} to {float(times.max()):g}")
+
+
+def _memory(scene: Scene, cameras: Cameras, available: int | None) -> list[Finding]:
+    """What training will take, beside what there is."""
+    images = float(cameras.sizes.prod(-1).sum()) * (4 if scene.has_alpha else 3)
+    gaussians = max(_GAUSSIANS_OF_A_RUN, 0 if scene.points is None else len(scene.points))
+    needed = _BASE_MEMORY + images + gaussians * _BYTES_PER_GAUSSIAN
+    text = f"about {needed / 1e9:.1f} GB to train with {gaussians:,} Gaussians ({images / 1e9:.2f} GB of it images)"
+    if available is not None and needed > available:
+        return [Finding("warn", "memory", f"{text}, and {available / 1e9:.1f} GB are free; use --downscale")]
+    return [Finding("ok", "memory", text)]
+
+
+def _cameras(scene: Scene, cameras: Cameras) -> list[Finding]:
+    """How the cameras stand, and which stand in each other's place."""
+    centers = cameras.centers.double()
+    axes = cameras.viewmats[:, 2, :3].double()
+    extent = float((centers - centers.mean(0)).norm(dim=-1).max())
+    if extent < 1e-9:
+        return [Finding("warn", "extent", "all cameras stand in the same place: no depth can be learned")]
+    low, high = centers.amin(0).tolist(), centers.amax(0).tolist()
+    box = " x ".join(f"[{a:.3g}, {b:.3g}]" for a, b in zip(low, high, strict=True))
+    findings = [Finding("ok", "extent", f"centres in {box}")]
+    findings.append(_arrangement(centers, axes))
+    names = [name for split in scene.splits.values() for name in split.names]
+    if len(centers) <= _MOST_CAMERAS:
+        findings.append(_near_duplicates(centers, axes, extent, names, cameras.times))
+    return findings
+
+
+def _arrangement(centers: Tensor, axes: Tensor) -> Finding:
+    """Whether the cameras look inwards at an object, outwards, or all the same way."""
+    common = axes.mean(0)
+    if float(common.norm()) > 0.9:
+        return Finding("ok", "arrangement", "all look the same way (forward-facing)")
+    inward = vecdot(axes, torch.nn.functional.normalize(centers.mean(0) - centers, dim=-1))
+    share = float((inward > 0.5).double().mean())
+    if share > 0.8:
+        return Finding("ok", "arrangement", "they stand around what they look at")
+    if float((inward < 0).double().mean()) > 0.8:
+        return Finding("ok", "arrangement", "they stand inside and look outwards")
+    return Finding("ok", "arrangement", "they look in many directions, as when walking through a place")
+
+
+def _near_duplicates(
+    centers: Tensor, axes: Tensor, extent: float, names: Sequence[str], times: Tensor | None
+) -> Finding:
+    """Pairs of views that show the same thing from the same place at the same time."""
+    same = torch.cdist(centers, centers) < _NEARLY_SAME_PLACE * extent
+    same &= (axes @ axes.transpose(0, 1)).clamp(-1, 1).acos() < _NEARLY_SAME_DIRECTION
+    if times is not None:
+        same &= times[:, None] == times[None]
+    first, second = same.triu(1).nonzero(as_tuple=True)
+    if not len(first):
+        return Finding("ok", "duplicates", "no two views from the same pose")
+    pair = f"{names[int(first[0])]!r} and {names[int(second[0])]!r}"
+    return Finding("warn", "duplicates", f"{counted(len(first), 'pair')} of views from almost the same pose: {pair}")
+
+
+def _points(points: Tensor | None, cameras: Cameras) -> list[Finding]:
+    """How the initial points lie, and whether the cameras see them: the test that catches wrong axes."""
+    if points is None:
+        return [Finding("note", "points", "none: training starts from random ones between the cameras")]
+    finite = points[torch.isfinite(points).all(-1)].double()
+    findings = [Finding("ok", "points", f"{len(points):,}")]
+    if len(finite) < len(points):
+        findings.append(Finding("warn", "points", f"{len(points) - len(finite)} hold NaN or Inf"))
+    if not len(finite):
+        return findings
+    sample = finite[torch.linspace(0, len(finite) - 1, min(len(finite), _MOST_POINTS)).long()]
+    box = torch.quantile(sample, torch.tensor([0.02, 0.98], dtype=torch.float64), dim=0).tolist()
+    span = " x ".join(f"[{a:.3g}, {b:.3g}]" for a, b in zip(*box, strict=True))
+    findings.append(Finding("ok", "extent", f"96 % in {span}"))
+    distances = (sample - sample.median(0).values).norm(dim=-1)
+    far = int((distances > 50 * distances.median()).sum())
+    if far:
+        share = 100 * far / len(sample)
+        findings.append(
+            Finding("warn", "outliers", f"{share:.2g} % lie more than 50 times farther out than the median")
+        )
+    return [*findings, _visibility(sample, cameras)]
+
+
+def _visibility(points: Tensor, cameras: Cameras) -> Finding:
+    """Share of the points that a camera sees, on average over some cameras."""
+    chosen = cameras[torch.linspace(0, len(cameras) - 1, min(len(cameras), 50)).long()].to(dtype=torch.float64)
+    shares = []
+    for index in range(len(chosen)):
+        pixels, depth = chosen[index].project(points)
+        size = chosen.sizes[index].to(pixels)
+        inside = (depth[0] > 0) & (pixels[0] >= 0).all(-1) & (pixels[0] < size).all(-1)
+        shares.append(float(inside.double().mean()))
+    share, blind = 100 * sum(shares) / len(shares), sum(value == 0 for value in shares)
+    text = f"a camera sees {share:.0f} % of the points on average"
+    if share < 2:
+        return Finding("bad", "visibility", f"{text}: cameras and points do not fit together; check axes and units")
+    if blind:
+        return Finding("warn", "visibility", f"{text}; {blind} of {len(shares)} cameras see none")
+    return Finding("ok", "visibility", text)
+
+
+@dataclass(frozen=True)
+class _Look:
+    """Statistics of one image, levels in [0, 1]."""
+
+    split: str
+    name: str
+    brightness: float
+    contrast: float
+    opaque: float
+    digest: bytes
+
+
+def _looks(scene: Scene) -> Iterator[_Look]:
+    for split_name, split in scene.splits.items():
+        for index, name in enumerate(split.names):
+            yield _look(split_name, name, split, index)
+
+
+def _look(split_name: str, name: str, split: Split, index: int) -> _Look:
+    image = split.image(index)
+    digest = hashlib.blake2b(image.contiguous().numpy().tobytes(), digest_size=16).digest()
+    colors, opaque = image[..., :3].double() / 255, 1.0
+    if image.shape[-1] == 4:
+        alpha = image[..., 3].double() / 255
+        opaque = float(alpha.mean())
+        colors = colors[alpha > 0.5]
+    if colors.numel() == 0:
+        return _Look(split_name, name, 0.0, 0.0, opaque, digest)
+    return _Look(split_name, name, float(colors.mean()), float(colors.std()), opaque, digest)
+
+
+def _images(scene: Scene) -> list[Finding]:
+    """Blank, repeated and oddly exposed images; transparency and masks."""
+    looks = list(_looks(scene))
+    findings = []
+    blank = [look.name for look in looks if look.contrast < 1.5 / 255]
+    if blank:
+        findings.append(Finding("warn", "blank", f"{counted(len(blank), 'image')} of one colour: {naming(blank)}"))
+    findings += _repeated(looks)
+    brightness = torch.tensor([look.brightness for look in looks], dtype=torch.float64)
+    middle = float(brightness.median())
+    odd = [look.name for look in looks if look.name not in blank and not _usual(look.brightness, middle)]
+    spread = f"mean brightness {middle:.2f}, from {float(brightness.min()):.2f} to {float(brightness.max()):.2f}"
+    if odd:
+        which = f"{counted(len(odd), 'image')} far from the others: {naming(odd)}"
+        findings.append(Finding("warn", "exposure", f"{spread}; {which}"))
+    else:
+        findings.append(Finding("ok", "exposure", spread))
+    if scene.has_alpha:
+        opaque = 100 * sum(look.opaque for look in looks) / len(looks)
+        level = "warn" if opaque < 1 else "ok"
+        findings.append(Finding(level, "alpha", f"{opaque:.0f} % of the pixels are opaque on average"))
+    return findings + _masks(scene)
+
+
+def _usual(brightness: float, middle: float) -> bool:
+    """Within a factor of two of the median, give or take a little for dark scenes."""
+    return middle / 2 - 0.03 <= brightness <= 2 * middle + 0.03
+
+
+def _repeated(looks: Sequence[_Look]) -> list[Finding]:
+    """Equal pictures; worse where one of them is for testing and the other for training."""
+    first: dict[bytes, _Look] = {}
+    twice, leaked = [], []
+    for look in looks:
+        if (other := first.setdefault(look.digest, look)) is not look:
+            (leaked if {other.split, look.split} == {"train", "test"} else twice).append(look.name)
+    findings = []
+    if twice:
+        findings.append(
+            Finding("warn", "repeated", f"{counted(len(twice), 'image')} equal to another: {naming(twice)}")
+        )
+    if leaked:
+        text = f"{counted(len(leaked), 'test image')} equal to a training image: {naming(leaked)}"
+        findings.append(Finding("warn", "leak", f"{text}; the test numbers will be too good"))
+    return findings
+
+
+def _masks(scene: Scene) -> list[Finding]:
+    kept = [
+        float(mask.mean())
+        for split in scene.splits.values()
+        for index in range(len(split))
+        if (mask := split.mask(index)) is not None
+    ]
+    if not kept:
+        return []
+    return [
+        Finding("ok", "masks", f"{counted(len(kept), 'image')} with a mask, {100 * sum(kept) / len(kept):.0f} % kept")
+    ]
