@@ -81,7 +81,8 @@ def rasterize(
 
     Source: Kerbl et al. 2023, "3D Gaussian Splatting for Real-Time Radiance Field Rendering"; gsplat 1.5.3 for the
     exact rules (written out in `kernels/gaussians_reference.py`). Gradients reach means, quats, scales, opacities,
-    colors, viewmats and backgrounds; not Ks. Rows that hold NaN, Inf or absurd values are culled (`kernels/usable.py`).
+    colors and backgrounds, with "reference" and "cuda" also viewmats; Ks never. Rows that hold NaN, Inf or absurd
+    values are culled (`kernels/usable.py`).
 
     Args:
         sh_degree: active degree, 0 to 3, when `colors` are spherical harmonics; None when they are colours as they are.

@@ -21,6 +21,7 @@ K spherical-harmonics coefficients, D channels.
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -237,15 +238,15 @@ def _composite(offsets: Tensor, conics: Tensor, opacities: Tensor, channels: Ten
 
 
 def _band(
+    absolute: Tensor | None,  # [N, 2], where absolute gradients are summed
+    rows: Tensor,  # [V], the V among the N
+    width: int,
+    top: int,
+    bottom: int,
     means2d: Tensor,  # [V, 2]
     conics: Tensor,  # [V, 3]
     opacities: Tensor,  # [V]
     channels: Tensor,  # [V, D]
-    absolute: Tensor | None,  # [N, 2], where absolute gradients are summed
-    rows: Tensor,  # [V], the V among the N
-    top: int,
-    bottom: int,
-    width: int,
 ) -> tuple[Tensor, Tensor]:
     """Image rows `top` to `bottom`: channels [P, D] and final transmittance [P, 1]."""
     pixels = _pixel_centers(top, bottom, width, means2d)
@@ -290,11 +291,13 @@ def rasterize_to_pixels(
     images, alphas = [], []
     for camera in range(len(channels)):
         rows = _nearest_first(projection.depths[camera], projection.radii[camera])
-        splats = [tensor[camera, rows] for tensor in (projection.means2d, projection.conics, projection.opacities)]
+        splats = (projection.means2d, projection.conics, projection.opacities, channels)
+        splats = [tensor[camera, rows] for tensor in splats]
         absolute = projection.means2d.absgrad[camera] if absgrad else None
-        # Recomputing each band in the backward pass keeps one band in memory instead of all of them.
+        # Recomputing each band in the backward pass keeps one band in memory instead of all of them. What checkpoint
+        # is given must not change until then, so the sums of absolute gradients are bound beforehand.
         bands = [
-            checkpoint(_band, *splats, channels[camera, rows], absolute, rows, *limits, width, use_reentrant=False)
+            checkpoint(partial(_band, absolute, rows, width, *limits), *splats, use_reentrant=False)
             for limits in _bands(len(rows), width, height)
         ]
         image, transmittance = (torch.cat(parts) for parts in zip(*bands, strict=True))

@@ -4,7 +4,7 @@ A row is usable when
     1. every value of it that the call reads (mean, quaternion, scales, opacity, and its colour or the spherical-
        harmonics coefficients of the active degree, unless only depth is drawn) is finite and at most `LARGEST` in
        magnitude;
-    2. its quaternion q has q.q > `SMALLEST_QUATERNION`, so that normalising it means something.
+    2. its quaternion q has `SMALLEST_QUATERNION` < q.q <= `LARGEST`, so that normalising it means something.
 It is usable in a camera when besides
     3. its camera-space depth z lies in [near_plane, far_plane], which is gsplat's test;
     4. its footprint max|scale| * max(fx, fy) / z is at most `LARGEST_FOOTPRINT` pixels: what is larger would overflow
@@ -50,8 +50,9 @@ def usable_rows(means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor,
         means, quats, scales, opacities: [N, 3], [N, 4], [N, 3], [N].
         colors: what `values_read` gave, each [N, ...].
     """
-    usable = quats.square().sum(-1) > SMALLEST_QUATERNION
-    for values in (means, quats, scales, opacities[:, None], *colors):
+    squared = quats.square().sum(-1)
+    usable = (squared > SMALLEST_QUATERNION) & (squared <= LARGEST)
+    for values in (means, scales, opacities[:, None], *colors):
         if values.numel():
             low, high = torch.aminmax(values.flatten(1), dim=1)
             usable = usable & (low >= -LARGEST) & (high <= LARGEST)  # false for NaN, which aminmax passes on
