@@ -58,13 +58,13 @@ class _Composite(Function):
         workers = numba_threads()
         arrays = (_array(means2d), _array(splats))
         binned = tiles_cpu.bin_gaussians(arrays[0], radii.numpy(), depths.numpy(), arrays[1], *size, workers)
-        _, offsets, gaussian_ids, _, _ = binned
-        colors, transmittances, ends = tiles_cpu.composite_forward(
-            *arrays, offsets, gaussian_ids, _array(background), *size, workers
-        )
-        ctx.arrays, ctx.binned, ctx.drawn = arrays, binned, (colors, transmittances, ends)
-        ctx.absgrad = absgrad
-        return torch.from_numpy(colors), torch.from_numpy(1 - transmittances)[..., None]
+        drawn = [
+            tiles_cpu.composite_forward(*arrays, group, *binned[1:3], _array(part), *size, workers)
+            for group, part in enumerate(background.split(tiles_cpu.CHANNELS))
+        ]
+        ctx.arrays, ctx.binned, ctx.drawn, ctx.absgrad = arrays, binned, drawn, absgrad
+        colors = [torch.from_numpy(colors) for colors, _, _ in drawn]
+        return torch.cat(colors, -1) if len(colors) > 1 else colors[0], torch.from_numpy(1 - drawn[0][1])[..., None]
 
     @staticmethod
     @once_differentiable
@@ -72,20 +72,24 @@ class _Composite(Function):
         workers = numba_threads()
         means2d, splats = ctx.arrays
         order, offsets, gaussian_ids, slots, first_slot = ctx.binned
-        colors, transmittances, ends = ctx.drawn
-        v_colors, absgrad = _array(v_colors), ctx.absgrad is not None
-        rows = tiles_cpu.composite_backward(
-            means2d, splats, offsets, ends, gaussian_ids, colors, transmittances, v_colors, _array(v_alphas[..., 0]),
-            workers, absgrad,
-        )  # fmt: skip
         v_means2d, v_splats = np.zeros_like(means2d), np.zeros_like(splats)
-        v_absolute = np.zeros((len(means2d) if absgrad else 0, 2), np.float32)
-        tiles_cpu.gather_gradients(order, first_slot, slots, rows, splats, v_means2d, v_splats, v_absolute, workers)
-        if absgrad:
+        v_absolute = np.zeros((len(means2d) if ctx.absgrad is not None else 0, 2), np.float32)
+        v_alpha = _array(v_alphas[..., 0])
+        for group, v_group in enumerate(v_colors.split(tiles_cpu.CHANNELS, -1)):
+            colors, transmittances, ends = ctx.drawn[group]
+            rows = tiles_cpu.composite_backward(
+                means2d, splats, group, offsets, ends, gaussian_ids, colors, transmittances, _array(v_group), v_alpha,
+                workers, ctx.absgrad is not None,
+            )  # fmt: skip
+            tiles_cpu.gather_gradients(
+                order, first_slot, slots, rows, splats, group, v_means2d, v_splats, v_absolute, workers
+            )
+            v_alpha = np.zeros_like(v_alpha)  # the alphas belong to the first group alone
+        if ctx.absgrad is not None:
             ctx.absgrad.copy_(torch.from_numpy(v_absolute))
         v_background = None
         if ctx.needs_input_grad[2]:
-            v_background = torch.from_numpy((v_colors * transmittances[..., None]).sum((0, 1)))
+            v_background = (v_colors * torch.from_numpy(transmittances)[..., None]).sum((0, 1))
         return torch.from_numpy(v_means2d), torch.from_numpy(v_splats), v_background, None, None, None, None
 
 
@@ -125,13 +129,15 @@ def rasterize_cpu(
         camera = (_array(viewmat), _array(K), _array(center), width, height)
         projected.append(_Project.apply(means, quats, scales, opacities, sh0, shN, camera, options))
     means2d, splats, radii, depths = (torch.stack(parts) for parts in zip(*projected, strict=True))
+    if absgrad and splats.shape[-1] > 4 + tiles_cpu.CHANNELS:
+        raise ValueError(f"absgrad takes at most {tiles_cpu.CHANNELS} channels, depth included, on the cpu")
     if absgrad:
         means2d.absgrad = torch.zeros_like(means2d)  # the backward pass fills it
     images = []
     for camera in range(len(viewmats)):
         background = means.new_zeros(splats.shape[-1] - 4)
         if backgrounds is not None and with_color:
-            background = torch.cat([backgrounds[camera], background[backgrounds.shape[1] :]])
+            background = torch.cat([backgrounds[camera], background[backgrounds.shape[1] :]])  # depth's and filling: 0
         images.append(
             _Composite.apply(
                 means2d[camera], splats[camera], background, radii[camera], depths[camera], (width, height),
@@ -139,6 +145,7 @@ def rasterize_cpu(
             )
         )  # fmt: skip
     image, alphas = (torch.stack(parts) for parts in zip(*images, strict=True))
+    image = image[..., : sh0.shape[2] + with_depth]
     if render_mode.endswith("ED"):
         image = torch.cat([image[..., :-1], image[..., -1:] / alphas.clamp_min(1e-10)], -1)
     info = RasterInfo(means2d, radii, depths, splats[..., :3], splats[..., 3], width, height)

@@ -1,9 +1,14 @@
-"""What every numba kernel here shares: how it is compiled, and an exp2 that vectorises.
+"""What every numba kernel here shares: how it is compiled and cached, and an exp2 that vectorises.
 
-Kernels are compiled on first use and cached beside this package, or, where that folder is read-only, in numba's own
-per-user folder (NUMBA_CACHE_DIR moves it). Fast-math flags are given one by one: "nnan" and "ninf" stay off, because the
-kernels' guards against non-finite input are comparisons that those flags would remove.
+Kernels are compiled on first use and cached in `cache_folder()`: below this package's `__pycache__`, or, where that is
+read-only, below the user's cache folder; NUMBA_CACHE_DIR moves it. Fast-math flags are given one by one: "nnan" and
+"ninf" stay off, because the guards against non-finite input are comparisons that those flags would remove.
 """
+
+import hashlib
+import os
+from functools import cache, partial
+from pathlib import Path
 
 import numba
 import numpy as np
@@ -13,9 +18,47 @@ from numba.extending import intrinsic
 CONTRACT = {"contract", "nsz"}  # fused multiply-add; keeps the order of every sum
 REDUCE = {"contract", "nsz", "reassoc"}  # also lets a sum be split over vector lanes
 
-kernel = njit(cache=True, fastmath=CONTRACT, error_model="numpy", boundscheck=False)
-reduction = njit(cache=True, fastmath=REDUCE, error_model="numpy", boundscheck=False)
-parallel_kernel = njit(cache=True, parallel=True, nogil=True, fastmath=CONTRACT, error_model="numpy", boundscheck=False)
+
+@cache
+def cache_folder() -> Path:
+    """Where compiled kernels are kept.
+
+    numba recompiles a function when its own file changed, but not when a constant or a function that it uses from
+    another file did. So the folder's name carries a digest of all files that kernels are made of.
+    """
+    here = Path(__file__).parent
+    sources = [Path(__file__), here / "usable.py", *sorted(here.glob("*_cpu.py"))]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
+    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nfc_splat"
+    for base in [Path(numba.config.CACHE_DIR)] if numba.config.CACHE_DIR else [here / "__pycache__", user]:
+        folder = base / f"kernels-{digest}"
+        if _writable(folder):
+            return folder
+    return folder
+
+
+def _writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
+
+
+def _compiled(function, **options):
+    """numba's njit with this package's cache folder, which numba only takes from its global configuration."""
+    before = numba.config.CACHE_DIR
+    numba.config.CACHE_DIR = str(cache_folder())
+    try:
+        return njit(cache=True, nogil=True, error_model="numpy", boundscheck=False, **options)(function)
+    finally:
+        numba.config.CACHE_DIR = before
+
+
+kernel = partial(_compiled, fastmath=CONTRACT)
+reduction = partial(_compiled, fastmath=REDUCE)
+parallel_kernel = partial(_compiled, fastmath=CONTRACT, parallel=True)
+inlined = njit(fastmath=CONTRACT, error_model="numpy", inline="always")
 
 f32 = np.float32
 
@@ -35,7 +78,7 @@ EXP2_C0, EXP2_C1, EXP2_C2 = f32(1.0000001192), f32(0.6931469440), f32(0.24022120
 EXP2_C3, EXP2_C4, EXP2_C5 = f32(0.0555071346), f32(0.0096755400), f32(0.0013276455)
 
 
-@njit(fastmath=CONTRACT, inline="always", error_model="numpy")
+@inlined
 def exp2_negative(x):
     """2^x for float32 x <= 0, without branches so that loops vectorise; x below -126 gives 2^-126."""
     x = max(x, f32(-126.0))
@@ -48,8 +91,3 @@ def exp2_negative(x):
     series = series * fraction + EXP2_C1
     series = series * fraction + EXP2_C0
     return series * _bits_to_float((np.int32(whole) + np.int32(127)) << np.int32(23))
-
-
-def threads() -> int:
-    """How many threads numba will use for the next kernel."""
-    return numba.get_num_threads()

@@ -8,9 +8,10 @@ a 3D covariance keeps the determinant exact for needle-like Gaussians: det(cov2d
 """
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
-from nfc_splat.rendering.kernels.numba_tools import CONTRACT, f32, parallel_kernel
+from nfc_splat.rendering.kernels.numba_tools import f32, inlined, parallel_kernel
+from nfc_splat.rendering.kernels.tiles_cpu import CHANNELS
 from nfc_splat.rendering.kernels.usable import LARGEST, LARGEST_FOOTPRINT, SMALLEST_QUATERNION
 
 BLOCK = 256  # Gaussians per piece of work
@@ -23,8 +24,6 @@ SH_C1 = f32(0.4886025119029199)
 SH_C2 = (f32(1.0925484305920792), f32(0.31539156525252005), f32(0.5462742152960396))
 SH_C3 = (f32(0.5900435899266435), f32(2.890611442640554), f32(0.4570457994644658), f32(0.3731763325901154),
          f32(1.445305721320277))  # fmt: skip
-
-inlined = njit(fastmath=CONTRACT, error_model="numpy", inline="always")
 
 
 @inlined
@@ -172,12 +171,14 @@ def project_forward(
         `degree` -1 plain channels in sh0 [N, 1, D]; viewmat [4, 4], K [3, 3], center [3] the camera's position.
 
     Returns:
-        means2d [N, 2], radii [N, 2] int32 (0 = culled), depths [N], splats [N, 4 + D (+ 1 depth)] as tiles_cpu wants.
+        means2d [N, 2], radii [N, 2] int32 (0 = culled), depths [N], splats [N, 4 + D (+ 1 depth)] as tiles_cpu wants,
+        filled up with zeros to whole channel groups.
     """
     count, channels = means.shape[0], sh0.shape[2]
     used = max(degree + 1, 1) ** 2
     means2d, radii, depths = np.zeros((count, 2), f32), np.zeros((count, 2), np.int32), np.zeros(count, f32)
-    splats = np.zeros((count, 4 + channels + (1 if with_depth else 0)), f32)
+    drawn = channels + (1 if with_depth else 0)
+    splats = np.zeros((count, 4 + -(-drawn // CHANNELS) * CHANNELS), f32)
     for block in prange(-(-count // BLOCK)):
         axes, screen, basis = np.empty((3, 3), f32), np.empty((2, 3), f32), np.empty(16, f32)
         for i in range(block * BLOCK, min(block * BLOCK + BLOCK, count)):

@@ -29,6 +29,12 @@ CHUNK = 128  # numbers of a row worked on at a time
 
 
 @kernel
+def _copy(values, target):
+    for j in range(target.size):
+        target[j] = values[j]
+
+
+@kernel
 def _add_scaled(total, values, scale):
     for j in range(values.size):
         total[j] += scale * values[j]
@@ -41,9 +47,25 @@ def _add_scaled_sums(total, a, b, scale):
 
 
 @kernel
-def _add_scaled_products(total, a, b, scale):
-    for j in range(a.size):
-        total[j] += scale * (a[j] * b[j])
+def _blur_down(image, row, blurred):
+    """Vertical window at `row` of an image [H, n], zero padded, folded because the window is symmetric."""
+    blurred[:] = f32(0)
+    for k in range(1, RADIUS + 1):
+        above, below = row - k, row + k
+        if above >= 0 and below < image.shape[0]:
+            _add_scaled_sums(blurred, image[above], image[below], WINDOW[RADIUS - k])
+        elif above >= 0:
+            _add_scaled(blurred, image[above], WINDOW[RADIUS - k])
+        elif below < image.shape[0]:
+            _add_scaled(blurred, image[below], WINDOW[RADIUS - k])
+    _add_scaled(blurred, image[row], WINDOW[RADIUS])
+
+
+@kernel
+def _products(x, y, squares, products):
+    for j in range(x.size):
+        squares[j] = x[j] * x[j] + y[j] * y[j]
+        products[j] = x[j] * y[j]
 
 
 @kernel
@@ -102,27 +124,29 @@ def ssim_forward(x, y, weights, channels):
     height, width = x.shape
     margin, chunks = RADIUS * channels, -(-width // CHUNK)
     totals, maps = np.zeros(height, np.float64), np.empty((3, height, width), f32)
+    squares, products = np.empty((height, width), f32), np.empty((height, width), f32)
+    for row in prange(height):
+        _products(x[row], y[row], squares[row], products[row])
     for band in prange(-(-height // BAND)):
-        sums, buffer = np.empty((4, chunks * CHUNK + 2 * margin), f32), np.zeros(9 * CHUNK, f32)
+        sums, blurred = np.zeros((4, width + 2 * margin), f32), np.zeros((4, chunks * CHUNK), f32)
+        buffer = np.zeros(9 * CHUNK, f32)
         for row in range(band * BAND, min(band * BAND + BAND, height)):
-            sums[:] = f32(0)
-            for k in range(max(-RADIUS, -row), min(RADIUS, height - 1 - row) + 1):
-                a, b, scale = x[row + k], y[row + k], WINDOW[k + RADIUS]
-                _add_scaled(sums[0, margin : margin + width], a, scale)
-                _add_scaled(sums[1, margin : margin + width], b, scale)
-                _add_scaled_products(sums[2, margin : margin + width], a, a, scale)
-                _add_scaled_products(sums[2, margin : margin + width], b, b, scale)
-                _add_scaled_products(sums[3, margin : margin + width], a, b, scale)
+            _blur_down(x, row, sums[0, margin : margin + width])
+            _blur_down(y, row, sums[1, margin : margin + width])
+            _blur_down(squares, row, sums[2, margin : margin + width])
+            _blur_down(products, row, sums[3, margin : margin + width])
+            for moment in range(4):
+                _blur(sums[moment], blurred[moment, :width], channels)
             for chunk in range(chunks):
                 first, count = chunk * CHUNK, min(CHUNK, width - chunk * CHUNK)
                 for moment in range(4):
-                    _blur(sums[moment, first:], buffer[moment * CHUNK : (moment + 1) * CHUNK], channels)
-                buffer[4 * CHUNK : 4 * CHUNK + count] = weights[min(row, weights.shape[0] - 1), first : first + count]
+                    _copy(blurred[moment, first : first + CHUNK], buffer[moment * CHUNK : (moment + 1) * CHUNK])
+                weight = weights[min(row, weights.shape[0] - 1), first : first + count]
+                _copy(weight, buffer[4 * CHUNK : 4 * CHUNK + count])
                 _similarity(buffer)
                 totals[row] += _sum(buffer[5 * CHUNK : 5 * CHUNK + count])
                 for part in range(3):
-                    first_out = (6 + part) * CHUNK
-                    maps[part, row, first : first + count] = buffer[first_out : first_out + count]
+                    _copy(buffer[(6 + part) * CHUNK :], maps[part, row, first : first + count])
     return totals, maps
 
 
@@ -133,13 +157,10 @@ def ssim_backward(x, y, maps, channels, scale):
     margin = RADIUS * channels
     gradient = np.empty((height, width), f32)
     for band in prange(-(-height // BAND)):
-        sums, blurred = np.empty((3, width + 2 * margin), f32), np.empty((3, width), f32)
+        sums, blurred = np.zeros((3, width + 2 * margin), f32), np.empty((3, width), f32)
         for row in range(band * BAND, min(band * BAND + BAND, height)):
-            sums[:] = f32(0)
-            for k in range(max(-RADIUS, -row), min(RADIUS, height - 1 - row) + 1):
-                for part in range(3):
-                    _add_scaled(sums[part, margin : margin + width], maps[part, row + k], WINDOW[k + RADIUS])
             for part in range(3):
+                _blur_down(maps[part], row, sums[part, margin : margin + width])
                 _blur(sums[part], blurred[part], channels)
             for j in range(width):
                 value = blurred[0, j] + f32(2) * x[row, j] * blurred[1, j] + y[row, j] * blurred[2, j]

@@ -4,7 +4,7 @@ The image is cut into tiles of 8x8 pixels. Every Gaussian goes to exactly the ti
 depth order, so a tile's list is sorted without sorting per tile. Within a tile the loops run over the 64 pixels with a
 constant trip count and no branches: that is the shape that LLVM vectorises.
 
-Symbols: N Gaussians, I intersections (Gaussian, tile), D channels, H rows, W columns.
+Symbols: N Gaussians, I intersections (Gaussian, tile), D channels (a multiple of CHANNELS), H rows, W columns.
 A Gaussian's row in `splats` [N, 4 + D] is conic (A, B, C), opacity, channels; alpha = opacity * exp(-sigma) with
 sigma = (A dx^2 + C dy^2) / 2 + B dx dy and (dx, dy) = mean - pixel centre. Conventions are gsplat's: alpha is capped at
 0.999, skipped below 1/255, and the Gaussian that would bring the transmittance T to 1e-4 or less ends the pixel and is
@@ -12,19 +12,21 @@ not drawn.
 """
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
-from nfc_splat.rendering.kernels.numba_tools import CONTRACT, exp2_negative, f32, kernel, parallel_kernel, reduction
+from nfc_splat.rendering.kernels.numba_tools import exp2_negative, f32, inlined, kernel, parallel_kernel, reduction
 
 TILE = 8
 PIXELS = TILE * TILE
+CHANNELS = 4  # composited at a time: RGB and depth. A fixed number keeps offsets constant; more come in groups.
 ALPHA_MIN, ALPHA_MAX, T_STOP = f32(1.0 / 255.0), f32(0.999), f32(1e-4)
 LOG2_E = f32(1.4426950408889634)
 STOP_TEST_EVERY = 8  # Gaussians between two looks at whether every pixel of the tile has ended
 
 # Rows of a tile's scratch buffer, PIXELS floats each. One buffer and constant offsets let LLVM see that rows never
 # overlap, which separate arrays would not.
-ROW_X, ROW_Y, ROW_T, ROW_WEIGHT, ROW_SIGMA, ROW_BEHIND, ROW_V_T, ROW_DOT, FIRST_CHANNEL = 0, 1, 2, 3, 4, 5, 6, 7, 8
+ROW_X, ROW_Y, ROW_T, ROW_C0, ROW_C1, ROW_C2, ROW_C3, ROW_WEIGHT, ROW_SIGMA, ROW_BEHIND = range(10)
+ROWS = 10
 
 
 # ---------------------------------------------------------------------------------------------- depth order
@@ -59,95 +61,93 @@ def depth_order(depths, visible):
 
 
 @kernel
-def _ellipse(mean_y, conic_a, conic_b, conic_c, opacity, radius_x, radius_y, tiles_y):
-    """The 1/255 ellipse {A dx^2 + 2 B dx dy + C dy^2 <= threshold} around a mean, in float64.
-
-    Returns A, B, the threshold, the determinant A C - B^2, half width, half height, height of the right tip, and the
-    half-open range of tile rows. A conic that rounding made indefinite keeps its radii: det is then 0.
-    """
-    A, B, C = np.float64(conic_a), np.float64(conic_b), np.float64(conic_c)
-    threshold = 2.0 * np.log(max(255.0 * opacity, 1.0)) * 1.0001 + 1e-4  # rounding must not lose an edge pixel
-    det = max(A * C - B * B, 0.0)
-    width, height, tip = np.float64(radius_x), np.float64(radius_y), 0.0
-    if det > 0.0:
-        width = min(width, np.sqrt(threshold * C / det))
-        height = min(height, np.sqrt(threshold * A / det))
-        tip = -B / C * width
-    first = np.floor((mean_y - height - 0.5) / TILE)
-    last = np.floor((mean_y + height - 0.5) / TILE) + 1.0
-    return (
-        A,
-        B,
-        threshold,
-        det,
-        width,
-        height,
-        tip,
-        int(min(max(first, 0.0), tiles_y)),
-        int(min(max(last, 0.0), tiles_y)),
-    )
+def _tile_rows(means2d, radii, i, tiles_y):
+    """First and one-past-last tile row that a Gaussian's radius reaches."""
+    first = np.floor((means2d[i, 1] - radii[i, 1] - 0.5) / TILE)
+    last = np.floor((means2d[i, 1] + radii[i, 1] - 0.5) / TILE) + 1.0
+    return int(min(max(first, 0.0), tiles_y)), int(min(max(last, 0.0), tiles_y))
 
 
 @kernel
-def _tile_columns(mean_x, mean_y, A, B, threshold, det, width, height, tip, row, tiles_x):
-    """First and one-past-last tile column that the ellipse touches within tile row `row`.
+def _first_spans(order, means2d, radii, tiles_y):
+    """Where each Gaussian of the depth order keeps its spans, one per tile row: [V + 1]."""
+    first_span = np.zeros(order.size + 1, np.int64)
+    for k in range(order.size):
+        first, last = _tile_rows(means2d, radii, order[k], tiles_y)
+        first_span[k + 1] = first_span[k] + max(last - first, 0)
+    return first_span
 
-    The ellipse cut by the slab of the row's pixel centres is convex, so it touches exactly the tiles between its
-    leftmost and rightmost points: the tips of the ellipse where they lie in the slab, else points on the slab's edges.
+
+@kernel
+def _write_spans(means2d, radii, splats, i, tiles_x, tiles_y, spans):
+    """Tile columns [first, last) that a Gaussian's 1/255 ellipse touches in each of its tile rows: spans [rows, 2].
+
+    The ellipse {A dx^2 + 2 B dx dy + C dy^2 <= threshold}, cut by the slab of a row's pixel centres, is convex, so it
+    touches exactly the tiles between its leftmost and rightmost points: the tips of the ellipse where they lie in the
+    slab, else points on the slab's edges. A conic that rounding made indefinite keeps the box of its radii.
     """
-    left, right = -width, width
+    mx, my = np.float64(means2d[i, 0]), np.float64(means2d[i, 1])
+    A, B, C = np.float64(splats[i, 0]), np.float64(splats[i, 1]), np.float64(splats[i, 2])
+    threshold = 2.0 * np.log(max(255.0 * splats[i, 3], 1.0)) * 1.0001 + 1e-4  # rounding must not lose an edge pixel
+    det = A * C - B * B
+    width, height, tip, inverse = np.float64(radii[i, 0]), np.float64(radii[i, 1]), 0.0, 0.0
     if det > 0.0:
-        low = row * TILE + 0.5 - mean_y
-        high = min(max(low + (TILE - 1), -height), height)
-        low = min(max(low, -height), height)
-        root_low = np.sqrt(max(A * threshold - det * low * low, 0.0))
-        root_high = np.sqrt(max(A * threshold - det * high * high, 0.0))
-        if not low <= tip <= high:
-            right = max(root_low - B * low, root_high - B * high) / A
-        if not low <= -tip <= high:
-            left = min(-root_low - B * low, -root_high - B * high) / A
-    first = np.floor((mean_x + left - 0.5) / TILE)
-    last = np.floor((mean_x + right - 0.5) / TILE) + 1.0
-    return int(min(max(first, 0.0), tiles_x)), int(min(max(last, 0.0), tiles_x))
+        width = min(width, np.sqrt(threshold * C / det))
+        height = min(height, np.sqrt(threshold * A / det))
+        tip, inverse = -B / C * width, 1.0 / A
+    first_row, last_row = _tile_rows(means2d, radii, i, tiles_y)
+    for row in range(first_row, last_row):
+        low = row * TILE + 0.5 - my
+        high = low + (TILE - 1)
+        if high < -height or low > height:
+            spans[row - first_row, 0] = spans[row - first_row, 1] = 0
+            continue
+        left, right = -width, width
+        if det > 0.0:
+            low, high = max(low, -height), min(high, height)
+            root_low = np.sqrt(max(A * threshold - det * low * low, 0.0))
+            root_high = np.sqrt(max(A * threshold - det * high * high, 0.0))
+            if not low <= tip <= high:
+                right = max(root_low - B * low, root_high - B * high) * inverse
+            if not low <= -tip <= high:
+                left = min(-root_low - B * low, -root_high - B * high) * inverse
+        first, last = np.floor((mx + left - 0.5) / TILE), np.floor((mx + right - 0.5) / TILE) + 1.0
+        spans[row - first_row, 0] = int(min(max(first, 0.0), tiles_x))
+        spans[row - first_row, 1] = int(min(max(last, 0.0), tiles_x))
 
 
 @parallel_kernel
-def _count_tiles(order, means2d, radii, splats, tiles_x, tiles_y, chunks):
-    """How many intersections every (chunk of the depth order, tile) and every Gaussian has."""
+def _count_tiles(order, means2d, radii, splats, tiles_x, tiles_y, first_span, chunks):
+    """Every Gaussian's spans, and how many intersections each (chunk of the depth order, tile) and Gaussian has."""
+    spans = np.empty((first_span[-1], 2), np.int32)
     per_tile = np.zeros((chunks, tiles_x * tiles_y), np.int64)
     per_gaussian = np.zeros(order.size + 1, np.int64)
     for chunk in prange(chunks):
         for k in range(chunk * order.size // chunks, (chunk + 1) * order.size // chunks):
-            i = order[k]
-            mx, my = np.float64(means2d[i, 0]), np.float64(means2d[i, 1])
-            A, B, threshold, det, width, height, tip, first_row, last_row = _ellipse(
-                my, splats[i, 0], splats[i, 1], splats[i, 2], splats[i, 3], radii[i, 0], radii[i, 1], tiles_y
-            )
-            for row in range(first_row, last_row):
-                first, last = _tile_columns(mx, my, A, B, threshold, det, width, height, tip, row, tiles_x)
-                for tile in range(row * tiles_x + first, row * tiles_x + last):
+            first_row, _ = _tile_rows(means2d, radii, order[k], tiles_y)
+            own = spans[first_span[k] : first_span[k + 1]]
+            _write_spans(means2d, radii, splats, order[k], tiles_x, tiles_y, own)
+            for row in range(len(own)):
+                base = (first_row + row) * tiles_x
+                for tile in range(base + own[row, 0], base + own[row, 1]):
                     per_tile[chunk, tile] += 1
-                per_gaussian[k + 1] += max(last - first, 0)
-    return per_tile, per_gaussian
+                per_gaussian[k + 1] += max(own[row, 1] - own[row, 0], 0)
+    return spans, per_tile, per_gaussian
 
 
 @parallel_kernel
-def _fill_tiles(order, means2d, radii, splats, tiles_x, tiles_y, cursors, first_intersection, gaussian_ids, slots):
+def _fill_tiles(order, means2d, radii, tiles_x, tiles_y, first_span, spans, cursors, first_slot, gaussian_ids, slots):
     """Write every tile's list of Gaussian ids, in depth order, and every Gaussian's list of slots in those lists."""
     chunks = cursors.shape[0]
     for chunk in prange(chunks):
         for k in range(chunk * order.size // chunks, (chunk + 1) * order.size // chunks):
-            i = order[k]
-            mx, my = np.float64(means2d[i, 0]), np.float64(means2d[i, 1])
-            A, B, threshold, det, width, height, tip, first_row, last_row = _ellipse(
-                my, splats[i, 0], splats[i, 1], splats[i, 2], splats[i, 3], radii[i, 0], radii[i, 1], tiles_y
-            )
-            intersection = first_intersection[k]
-            for row in range(first_row, last_row):
-                first, last = _tile_columns(mx, my, A, B, threshold, det, width, height, tip, row, tiles_x)
-                for tile in range(row * tiles_x + first, row * tiles_x + last):
+            first_row, _ = _tile_rows(means2d, radii, order[k], tiles_y)
+            intersection = first_slot[k]
+            for span in range(first_span[k], first_span[k + 1]):
+                base = (first_row + span - first_span[k]) * tiles_x
+                for tile in range(base + spans[span, 0], base + spans[span, 1]):
                     slot = cursors[chunk, tile]
-                    gaussian_ids[slot] = i
+                    gaussian_ids[slot] = order[k]
                     slots[intersection] = slot
                     cursors[chunk, tile] = slot + 1
                     intersection += 1
@@ -192,17 +192,18 @@ def bin_gaussians(means2d, radii, depths, splats, width, height, chunks):
     """
     tiles_x, tiles_y = -(-width // TILE), -(-height // TILE)
     order = depth_order(depths, visible_indices(radii))
-    per_tile, first_slot = _count_tiles(order, means2d, radii, splats, tiles_x, tiles_y, chunks)
+    first_span = _first_spans(order, means2d, radii, tiles_y)
+    spans, per_tile, first_slot = _count_tiles(order, means2d, radii, splats, tiles_x, tiles_y, first_span, chunks)
     offsets = _prefix_sums(per_tile, first_slot)
     gaussian_ids, slots = np.empty(offsets[-1], np.int32), np.empty(offsets[-1], np.int32)
-    _fill_tiles(order, means2d, radii, splats, tiles_x, tiles_y, per_tile, first_slot, gaussian_ids, slots)
+    _fill_tiles(order, means2d, radii, tiles_x, tiles_y, first_span, spans, per_tile, first_slot, gaussian_ids, slots)
     return order, offsets, gaussian_ids, slots, first_slot
 
 
 # ---------------------------------------------------------------------------------------------- compositing
 
 
-@njit(fastmath=CONTRACT, error_model="numpy", inline="always")
+@inlined
 def _alpha(buffer, p, mean_x, mean_y, A, B, C, opacity):
     """Uncapped alpha of one pixel, 0 where it is skipped."""
     dx = mean_x - buffer[ROW_X * PIXELS + p]
@@ -214,7 +215,8 @@ def _alpha(buffer, p, mean_x, mean_y, A, B, C, opacity):
 
 @kernel
 def _start_tile(buffer, tile_x, tile_y, width, height):
-    """Pixel centres of a tile; T is 1 inside the image and -1 (ended) outside."""
+    """Pixel centres of a tile; T is 1 inside the image and -1 (ended) outside; the rest is 0."""
+    buffer[:] = f32(0.0)
     for p in range(PIXELS):
         column, row = tile_x * TILE + (p & (TILE - 1)), tile_y * TILE + (p >> 3)
         buffer[ROW_X * PIXELS + p] = f32(column) + f32(0.5)
@@ -232,57 +234,44 @@ def _all_ended(buffer):
 
 
 @kernel
-def _blend_weights(buffer, mean_x, mean_y, A, B, C, opacity):
-    """One Gaussian's weights alpha T over the tile, and T moved behind it."""
+def _blend(buffer, mean_x, mean_y, A, B, C, opacity, c0, c1, c2, c3):
+    """Draw one Gaussian over the tile: channels += alpha T c, and T moves behind it."""
     for p in range(PIXELS):
         alpha = min(_alpha(buffer, p, mean_x, mean_y, A, B, C, opacity), ALPHA_MAX)
         T = buffer[ROW_T * PIXELS + p]
         weight = alpha * max(T, f32(0.0))
         left = T - weight
         ended = left <= T_STOP
+        weight = f32(0.0) if ended else weight
         buffer[ROW_T * PIXELS + p] = -abs(T) if ended else left
-        buffer[ROW_WEIGHT * PIXELS + p] = f32(0.0) if ended else weight
-
-
-@kernel
-def _row(buffer, row):
-    """One row of a scratch buffer, as an array: an index computed from a variable row would not vectorise."""
-    return buffer[row * PIXELS : (row + 1) * PIXELS]
-
-
-@kernel
-def _add_channel(total, weights, value):
-    for p in range(PIXELS):
-        total[p] += weights[p] * value
+        buffer[ROW_C0 * PIXELS + p] += weight * c0
+        buffer[ROW_C1 * PIXELS + p] += weight * c1
+        buffer[ROW_C2 * PIXELS + p] += weight * c2
+        buffer[ROW_C3 * PIXELS + p] += weight * c3
 
 
 @parallel_kernel
-def composite_forward(means2d, splats, offsets, gaussian_ids, backgrounds, width, height, workers):
-    """Composite every tile front to back.
+def composite_forward(means2d, splats, group, offsets, gaussian_ids, backgrounds, width, height, workers):
+    """Composite every tile front to back, for the channels of `group` (columns 4 + CHANNELS group of `splats`).
 
     Returns:
-        colors [H, W, D] with the background, transmittances [H, W], and ends [tiles]: the slot at which each tile
-        stopped reading its list.
+        colors [H, W, CHANNELS] with the background [CHANNELS], transmittances [H, W], and ends [tiles]: the slot at
+        which each tile stopped reading its list.
     """
-    channels = splats.shape[1] - 4
-    tiles_x, tiles = -(-width // TILE), offsets.size - 1
-    colors, transmittances = np.empty((height, width, channels), f32), np.empty((height, width), f32)
+    tiles_x, tiles, first = -(-width // TILE), offsets.size - 1, 4 + CHANNELS * group
+    colors, transmittances = np.empty((height, width, CHANNELS), f32), np.empty((height, width), f32)
     ends = np.empty(tiles, np.int64)
     for worker in prange(workers):
-        buffer = np.empty((FIRST_CHANNEL + channels) * PIXELS, f32)
-        weights = _row(buffer, ROW_WEIGHT)
+        buffer = np.empty(ROWS * PIXELS, f32)
         for tile in range(worker, tiles, workers):
             tile_x, tile_y = tile % tiles_x, tile // tiles_x
             _start_tile(buffer, tile_x, tile_y, width, height)
-            buffer[FIRST_CHANNEL * PIXELS :] = f32(0.0)
             slot, end = offsets[tile], offsets[tile + 1]
             while slot < end:
                 i = gaussian_ids[slot]
-                _blend_weights(
-                    buffer, means2d[i, 0], means2d[i, 1], splats[i, 0], splats[i, 1], splats[i, 2], splats[i, 3]
-                )
-                for channel in range(channels):
-                    _add_channel(_row(buffer, FIRST_CHANNEL + channel), weights, splats[i, 4 + channel])
+                A, B, C, opacity = splats[i, 0], splats[i, 1], splats[i, 2], splats[i, 3]
+                c0, c1, c2, c3 = splats[i, first], splats[i, first + 1], splats[i, first + 2], splats[i, first + 3]
+                _blend(buffer, means2d[i, 0], means2d[i, 1], A, B, C, opacity, c0, c1, c2, c3)
                 slot += 1
                 if (slot - offsets[tile]) % STOP_TEST_EVERY == 0 and _all_ended(buffer):
                     break
@@ -292,27 +281,34 @@ def composite_forward(means2d, splats, offsets, gaussian_ids, backgrounds, width
                     p = (row - tile_y * TILE) * TILE + column - tile_x * TILE
                     T = abs(buffer[ROW_T * PIXELS + p])
                     transmittances[row, column] = T
-                    for channel in range(channels):
-                        drawn = buffer[(FIRST_CHANNEL + channel) * PIXELS + p]
+                    for channel in range(CHANNELS):
+                        drawn = buffer[(ROW_C0 + channel) * PIXELS + p]
                         colors[row, column, channel] = drawn + T * backgrounds[channel]
-    return colors, transmittances, ends
+    return colors, transmittances, ends  # fmt: skip
 
 
 @kernel
-def _dot_channels(buffer, dots, splats, i, channels):
-    """channels . v per pixel, v being the cotangent of the colours."""
-    for p in range(PIXELS):
-        dots[p] = f32(0.0)
-    for channel in range(channels):
-        _add_channel(dots, _row(buffer, FIRST_CHANNEL + channel), splats[i, 4 + channel])
+def _start_backward(buffer, tile_x, tile_y, colors, transmittances, v_colors, v_alphas):
+    """Load a tile's cotangents; Q starts as all the cotangent-weighted light that reaches each pixel."""
+    height, width = transmittances.shape
+    for row in range(tile_y * TILE, min(tile_y * TILE + TILE, height)):
+        for column in range(tile_x * TILE, min(tile_x * TILE + TILE, width)):
+            p = (row - tile_y * TILE) * TILE + column - tile_x * TILE
+            light = f32(0.0)
+            for channel in range(CHANNELS):
+                v = v_colors[row, column, channel]
+                buffer[(ROW_C0 + channel) * PIXELS + p] = v
+                light += v * colors[row, column, channel]
+            buffer[ROW_BEHIND * PIXELS + p] = light - v_alphas[row, column] * transmittances[row, column]
 
 
 @kernel
-def _blend_backward(buffer, mean_x, mean_y, A, B, C, opacity):
-    """As `_blend_weights`, and the loss gradient with respect to each pixel's sigma.
+def _blend_backward(buffer, mean_x, mean_y, A, B, C, opacity, c0, c1, c2, c3):
+    """As `_blend`, and the loss gradient with respect to each pixel's sigma.
 
-    With Q the cotangent-weighted light from behind the Gaussian (drawn light, background and alpha together),
-    dL/dalpha = T (c . v) - Q / (1 - alpha) and dL/dsigma = -alpha dL/dalpha, 0 where alpha is capped.
+    With v the colours' cotangent and Q the cotangent-weighted light from behind the Gaussian (drawn light, background
+    and alpha together), dL/dalpha = T (c . v) - Q / (1 - alpha) and dL/dsigma = -alpha dL/dalpha, 0 where alpha is
+    capped.
     """
     for p in range(PIXELS):
         raw = _alpha(buffer, p, mean_x, mean_y, A, B, C, opacity)
@@ -322,7 +318,8 @@ def _blend_backward(buffer, mean_x, mean_y, A, B, C, opacity):
         left = T - weight
         ended = left <= T_STOP
         weight = f32(0.0) if ended else weight
-        dot = buffer[ROW_DOT * PIXELS + p]
+        dot = c0 * buffer[ROW_C0 * PIXELS + p] + c1 * buffer[ROW_C1 * PIXELS + p]
+        dot += c2 * buffer[ROW_C2 * PIXELS + p] + c3 * buffer[ROW_C3 * PIXELS + p]
         behind = buffer[ROW_BEHIND * PIXELS + p] - weight * dot
         v_alpha = T * dot - behind / (f32(1.0) - alpha)
         still = ended | (raw > ALPHA_MAX)
@@ -333,11 +330,12 @@ def _blend_backward(buffer, mean_x, mean_y, A, B, C, opacity):
 
 
 @reduction
-def _sigma_moments(buffer, mean_x, mean_y, gradient):
-    """Moments of dL/dsigma over the tile: 1, dx, dy, dx^2, dx dy, dy^2, into gradient[0:6]."""
+def _sum_gradients(buffer, mean_x, mean_y, gradient):
+    """Sums over the tile into gradient[0:10]: moments 1, dx, dy, dx^2, dx dy, dy^2 of dL/dsigma, then dL/dchannels."""
     s, sx, sy, sxx, sxy, syy = f32(0), f32(0), f32(0), f32(0), f32(0), f32(0)
+    v0, v1, v2, v3 = f32(0), f32(0), f32(0), f32(0)
     for p in range(PIXELS):
-        v_sigma = buffer[ROW_SIGMA * PIXELS + p]
+        v_sigma, weight = buffer[ROW_SIGMA * PIXELS + p], buffer[ROW_WEIGHT * PIXELS + p]
         dx = mean_x - buffer[ROW_X * PIXELS + p]
         dy = mean_y - buffer[ROW_Y * PIXELS + p]
         vx, vy = v_sigma * dx, v_sigma * dy
@@ -347,20 +345,17 @@ def _sigma_moments(buffer, mean_x, mean_y, gradient):
         sxx += vx * dx
         sxy += vx * dy
         syy += vy * dy
+        v0 += weight * buffer[ROW_C0 * PIXELS + p]
+        v1 += weight * buffer[ROW_C1 * PIXELS + p]
+        v2 += weight * buffer[ROW_C2 * PIXELS + p]
+        v3 += weight * buffer[ROW_C3 * PIXELS + p]
     gradient[0], gradient[1], gradient[2], gradient[3], gradient[4], gradient[5] = s, sx, sy, sxx, sxy, syy
+    gradient[6], gradient[7], gradient[8], gradient[9] = v0, v1, v2, v3
 
 
 @reduction
-def _dot(a, b):
-    total = f32(0.0)
-    for p in range(PIXELS):
-        total += a[p] * b[p]
-    return total
-
-
-@reduction
-def _absolute_moments(buffer, mean_x, mean_y, A, B, C, gradient, first):
-    """Sums over the tile of |dL/dmean_x| and |dL/dmean_y| per pixel (AbsGS)."""
+def _sum_absolute(buffer, mean_x, mean_y, A, B, C, gradient):
+    """Sums over the tile of |dL/dmean_x| and |dL/dmean_y| per pixel (AbsGS, Ye et al. 2024) into gradient[10:12]."""
     ax, ay = f32(0), f32(0)
     for p in range(PIXELS):
         v_sigma = buffer[ROW_SIGMA * PIXELS + p]
@@ -368,44 +363,27 @@ def _absolute_moments(buffer, mean_x, mean_y, A, B, C, gradient, first):
         dy = mean_y - buffer[ROW_Y * PIXELS + p]
         ax += abs(v_sigma * (A * dx + B * dy))
         ay += abs(v_sigma * (B * dx + C * dy))
-    gradient[first], gradient[first + 1] = ax, ay
-
-
-@kernel
-def _start_backward(buffer, tile_x, tile_y, colors, transmittances, v_colors, v_alphas):
-    """Load a tile's cotangents; Q starts as all the cotangent-weighted light that reaches each pixel."""
-    height, width, channels = colors.shape
-    for row in range(tile_y * TILE, min(tile_y * TILE + TILE, height)):
-        for column in range(tile_x * TILE, min(tile_x * TILE + TILE, width)):
-            p = (row - tile_y * TILE) * TILE + column - tile_x * TILE
-            light = f32(0.0)
-            for channel in range(channels):
-                v = v_colors[row, column, channel]
-                buffer[(FIRST_CHANNEL + channel) * PIXELS + p] = v
-                light += v * colors[row, column, channel]
-            buffer[ROW_BEHIND * PIXELS + p] = light - v_alphas[row, column] * transmittances[row, column]
+    gradient[10], gradient[11] = ax, ay
 
 
 @parallel_kernel
 def composite_backward(
-    means2d, splats, offsets, ends, gaussian_ids, colors, transmittances, v_colors, v_alphas, workers, absgrad
+    means2d, splats, group, offsets, ends, gaussian_ids, colors, transmittances, v_colors, v_alphas, workers, absgrad
 ):  # fmt: skip
-    """Gradient of one loss with respect to every intersection's Gaussian, front to back again.
+    """Gradient of a loss with respect to every intersection's Gaussian, front to back again, for one channel group.
 
     Returns:
-        gradients [I, 6 + D (+ 2)] beside `gaussian_ids`: moments of dL/dsigma, dL/dchannels, and with `absgrad` the
-        absolute sums. One row per intersection needs no atomics, and summing them in a fixed order
-        (`gather_gradients`) makes the result independent of the number of threads.
+        gradients [I, 10 (+ 2)] beside `gaussian_ids`: see `_sum_gradients` and `_sum_absolute`. One row per
+        intersection needs no atomics, and summing them in a fixed order (`gather_gradients`) makes the result
+        independent of the number of threads.
     """
-    height, width, channels = colors.shape
-    tiles_x, tiles = -(-width // TILE), offsets.size - 1
-    gradients = np.empty((gaussian_ids.size, 6 + channels + (2 if absgrad else 0)), f32)
+    height, width = transmittances.shape
+    tiles_x, tiles, first = -(-width // TILE), offsets.size - 1, 4 + CHANNELS * group
+    gradients = np.empty((gaussian_ids.size, 12 if absgrad else 10), f32)
     for worker in prange(workers):
-        buffer = np.zeros((FIRST_CHANNEL + channels) * PIXELS, f32)
-        weights, dots = _row(buffer, ROW_WEIGHT), _row(buffer, ROW_DOT)
+        buffer = np.empty(ROWS * PIXELS, f32)
         for tile in range(worker, tiles, workers):
             tile_x, tile_y = tile % tiles_x, tile // tiles_x
-            buffer[:] = f32(0.0)
             _start_tile(buffer, tile_x, tile_y, width, height)
             _start_backward(buffer, tile_x, tile_y, colors, transmittances, v_colors, v_alphas)
             gradients[ends[tile] : offsets[tile + 1]] = f32(0.0)
@@ -413,38 +391,37 @@ def composite_backward(
                 i = gaussian_ids[slot]
                 mean_x, mean_y = means2d[i, 0], means2d[i, 1]
                 A, B, C, opacity = splats[i, 0], splats[i, 1], splats[i, 2], splats[i, 3]
-                _dot_channels(buffer, dots, splats, i, channels)
-                _blend_backward(buffer, mean_x, mean_y, A, B, C, opacity)
-                gradient = gradients[slot]
-                _sigma_moments(buffer, mean_x, mean_y, gradient)
-                for channel in range(channels):
-                    gradient[6 + channel] = _dot(weights, _row(buffer, FIRST_CHANNEL + channel))
+                c0, c1, c2, c3 = splats[i, first], splats[i, first + 1], splats[i, first + 2], splats[i, first + 3]
+                _blend_backward(buffer, mean_x, mean_y, A, B, C, opacity, c0, c1, c2, c3)
+                _sum_gradients(buffer, mean_x, mean_y, gradients[slot])
                 if absgrad:
-                    _absolute_moments(buffer, mean_x, mean_y, A, B, C, gradient, 6 + channels)
+                    _sum_absolute(buffer, mean_x, mean_y, A, B, C, gradients[slot])
     return gradients
 
 
 @parallel_kernel
-def gather_gradients(order, first_slot, slots, gradients, splats, v_means2d, v_splats, v_absolute, workers):
-    """Sum every Gaussian's rows and turn moments into gradients.
+def gather_gradients(order, first_slot, slots, gradients, splats, group, v_means2d, v_splats, v_absolute, workers):
+    """Sum every Gaussian's rows, turn moments into gradients and add them up.
 
-    Writes v_means2d [N, 2], v_splats [N, 4 + D] and, where it has rows, v_absolute [N, 2] at the visible Gaussians.
+    Adds to v_means2d [N, 2], v_splats [N, 4 + D] and, where it has rows, v_absolute [N, 2] at the visible Gaussians.
     """
-    channels = splats.shape[1] - 4
     for worker in prange(workers):
         total = np.empty(gradients.shape[1], f32)
         for k in range(worker * order.size // workers, (worker + 1) * order.size // workers):
             i = order[k]
             total[:] = f32(0.0)
             for k_slot in range(first_slot[k], first_slot[k + 1]):
-                gradient = gradients[slots[k_slot]]
+                slot = slots[k_slot]
                 for j in range(total.size):
-                    total[j] += gradient[j]
-            v_means2d[i, 0] = splats[i, 0] * total[1] + splats[i, 1] * total[2]
-            v_means2d[i, 1] = splats[i, 1] * total[1] + splats[i, 2] * total[2]
-            v_splats[i, 0], v_splats[i, 1], v_splats[i, 2] = f32(0.5) * total[3], total[4], f32(0.5) * total[5]
-            v_splats[i, 3] = -total[0] / splats[i, 3]
-            for channel in range(channels):
-                v_splats[i, 4 + channel] = total[6 + channel]
+                    total[j] += gradients[slot, j]
+            v_means2d[i, 0] += splats[i, 0] * total[1] + splats[i, 1] * total[2]
+            v_means2d[i, 1] += splats[i, 1] * total[1] + splats[i, 2] * total[2]
+            v_splats[i, 0] += f32(0.5) * total[3]
+            v_splats[i, 1] += total[4]
+            v_splats[i, 2] += f32(0.5) * total[5]
+            v_splats[i, 3] -= total[0] / splats[i, 3]
+            for channel in range(CHANNELS):
+                v_splats[i, 4 + CHANNELS * group + channel] = total[6 + channel]
             if v_absolute.shape[0] > 0:
-                v_absolute[i, 0], v_absolute[i, 1] = total[6 + channels], total[7 + channels]
+                v_absolute[i, 0] += total[10]
+                v_absolute[i, 1] += total[11]
