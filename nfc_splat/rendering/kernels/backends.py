@@ -16,6 +16,7 @@ from pathlib import Path
 logger = logging.getLogger("nfc_splat")
 
 INSTALL_GSPLAT = "pip install 'nfc-splat[gpu]'"
+DEFAULT_CUDA_HOME = "/usr/local/cuda"
 _announced: set[tuple[str, str]] = set()
 
 
@@ -79,7 +80,7 @@ def _gsplat_build() -> str | None:
     if any(path.suffix in (".so", ".pyd") for folder in folders or () for path in Path(folder).glob("csrc*")):
         return "kernels shipped compiled"
     # Where torch's extension builder looks, without importing it: that needs setuptools.
-    homes = (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda")
+    homes = (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), DEFAULT_CUDA_HOME)
     if shutil.which("nvcc") or any(home and (Path(home) / "bin" / "nvcc").is_file() for home in homes):
         return "kernels compiled on first use"
     return None
