@@ -1,0 +1,275 @@
+"""How long a training step of 3D Gaussians takes, phase by phase, and beside another trainer in the same run.
+
+`python -m nfc_splat.eval speed` writes a small COLMAP scene (so that any trainer can read it), starts with one Gaussian
+per point, and times training steps as the trainer takes them: SH degree 3, L1 + 0.2 D-SSIM, Adam, no densification. A
+peer is timed from outside, as the difference of two runs' wall times, so that its start-up does not count.
+
+Symbols: N Gaussians, H rows, W columns.
+"""
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nfc_splat.errors import UserError
+
+VIEWS = 20
+WARM_UP = 5
+PHASES = ("forward", "loss", "backward", "optimiser")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the table."""
+
+    width: int
+    height: int
+    gaussians: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.width}x{self.height}, {self.gaussians:,} Gaussians"
+
+
+CASES = (Case(320, 240, 10_000), Case(640, 480, 50_000))
+
+
+@dataclass(frozen=True)
+class Options:
+    """Time a training step of 3D Gaussians."""
+
+    steps: int = 60
+    """Timed steps of each case, after five that are not counted."""
+    threads: int | None = None
+    """Threads for our kernels; every available core by default."""
+    opensplat: Path | None = None
+    """An OpenSplat binary to time beside, on the same scenes and cores."""
+    device: str = "cpu"
+    """Where our step runs: cpu or cuda."""
+
+
+# ------------------------------------------------------------------------------------------------ the scene
+
+
+def write_scene(folder: Path, case: Case, seed: int = 0) -> None:
+    """A COLMAP text scene: `case.gaussians` coloured points on the walls of a box and on spheres inside it, and
+    `VIEWS` pictures of them from the middle of the box, drawn as larger, shifted splats so that every step has
+    gradients everywhere."""
+    from PIL import Image
+
+    random = np.random.default_rng(seed)
+    points, colors = _points(case.gaussians, random)
+    sparse, images = folder / "sparse" / "0", folder / "images"
+    sparse.mkdir(parents=True)
+    images.mkdir()
+    focal = 0.6 * case.width
+    camera = f"1 PINHOLE {case.width} {case.height} {focal} {focal} {case.width / 2} {case.height / 2}\n"
+    (sparse / "cameras.txt").write_text(camera)
+    viewmats = [_viewmat(2 * np.pi * k / VIEWS) for k in range(VIEWS)]
+    lines = []
+    for k, (viewmat, picture) in enumerate(
+        zip(viewmats, _pictures(points, colors, viewmats, focal, case), strict=True)
+    ):
+        name = f"view{k:03d}.png"
+        Image.fromarray(picture).save(images / name)
+        quaternion = _quaternion(viewmat[:3, :3])
+        pose = " ".join(f"{value:.9g}" for value in (*quaternion, *viewmat[:3, 3]))
+        lines.append(f"{k + 1} {pose} 1 {name}\n\n")
+    (sparse / "images.txt").write_text("".join(lines))
+    rows = (
+        f"{k + 1} {x:.6f} {y:.6f} {z:.6f} {r} {g} {b} 0.5 1 0 2 0\n"
+        for k, ((x, y, z), (r, g, b)) in enumerate(zip(points, (colors * 255).astype(int), strict=True))
+    )
+    (sparse / "points3D.txt").write_text("".join(rows))
+
+
+def _points(count: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Positions [N, 3] on a box of half size (3, 2, 3) and three spheres in it, and smooth colours [N, 3]."""
+    box = np.array([3.0, 2.0, 3.0])
+    points = random.uniform(-1, 1, (count, 3)) * box
+    face = random.integers(0, 3, count)
+    rows = np.arange(count)
+    points[rows, face] = np.sign(points[rows, face]) * box[face]
+    ball = random.random(count) < 0.25
+    directions = random.normal(size=(count, 3))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    centers = np.array([[1.8, 0.8, 0.0], [-1.2, 1.0, 1.5], [-0.8, 0.9, -1.8]])[random.integers(0, 3, count)]
+    points[ball] = (centers + 0.6 * directions)[ball]
+    colors = 0.5 + 0.4 * np.sin(points @ random.normal(size=(3, 3)) * 1.5)
+    return points, colors
+
+
+def _viewmat(angle: float) -> np.ndarray:
+    """World to camera from a small circle around the origin, looking outwards; y is down in world and camera."""
+    forward = np.array([np.cos(angle), 0.1, np.sin(angle)])
+    forward /= np.linalg.norm(forward)
+    right = np.cross([0.0, 1.0, 0.0], forward)
+    right /= np.linalg.norm(right)
+    rotation = np.stack([right, np.cross(forward, right), forward])
+    viewmat = np.eye(4)
+    viewmat[:3, :3] = rotation
+    viewmat[:3, 3] = -rotation @ (-0.8 * forward)
+    return viewmat
+
+
+def _quaternion(rotation: np.ndarray) -> np.ndarray:
+    """wxyz of a rotation matrix: the eigenvector of the largest eigenvalue of Bar-Itzhack's symmetric matrix."""
+    r = rotation
+    matrix = np.array(
+        [
+            [r[0, 0] + r[1, 1] + r[2, 2], r[2, 1] - r[1, 2], r[0, 2] - r[2, 0], r[1, 0] - r[0, 1]],
+            [0, r[0, 0] - r[1, 1] - r[2, 2], r[0, 1] + r[1, 0], r[0, 2] + r[2, 0]],
+            [0, 0, r[1, 1] - r[0, 0] - r[2, 2], r[1, 2] + r[2, 1]],
+            [0, 0, 0, r[2, 2] - r[0, 0] - r[1, 1]],
+        ]
+    )
+    return np.linalg.eigh(matrix, UPLO="U")[1][:, -1]
+
+
+def _pictures(points, colors, viewmats, focal: float, case: Case) -> list[np.ndarray]:
+    """uint8 [H, W, 3] pictures of the points, as opaque splats a little larger than their spacing."""
+    from nfc_splat.rendering.rasterize import rasterize
+
+    means = torch.tensor(points + 0.02, dtype=torch.float32)
+    count = len(means)
+    K = torch.tensor([[[focal, 0, case.width / 2], [0, focal, case.height / 2], [0, 0, 1]]])
+    pictures = []
+    for viewmat in viewmats:
+        image, _, _ = rasterize(
+            means,
+            torch.tensor([1.0, 0, 0, 0]).repeat(count, 1),
+            torch.full((count, 3), 0.6 * (100 / count) ** 0.5),
+            torch.full((count,), 0.8),
+            torch.tensor(colors, dtype=torch.float32),
+            torch.tensor(viewmat[None], dtype=torch.float32),
+            K.float(),
+            case.width,
+            case.height,
+        )
+        pictures.append((image[0].clamp(0, 1) * 255).byte().numpy())
+    return pictures
+
+
+# ------------------------------------------------------------------------------------------------ our step
+
+
+def time_steps(folder: Path, steps: int, device: str) -> dict[str, float]:
+    """Median milliseconds of each phase of a training step, and of the whole ("step"), on the scene in `folder`."""
+    from dataclasses import replace
+
+    from nfc_splat.data import DataConfig, load_scene
+    from nfc_splat.fields import gaussians
+    from nfc_splat.fields.recipe import SceneGeometry
+    from nfc_splat.training.batches import Batches
+
+    scene = load_scene(folder, DataConfig(), undistort=True)
+    split = scene.splits["train"]
+    geometry = SceneGeometry(split.cameras.to(device), scene.points.to(device), scene.colors.to(device))
+    never = {"refine_start": 10**9, "refine_stop": 10**9, "reset_every": 0}
+    config = replace(gaussians.preset("quick"), max_primitives=10**9, **never)
+    model = gaussians.Model.initialise(config, geometry).train()
+    model.active_sh_degree.fill_(3)
+    recipe = gaussians.Recipe(config, geometry)
+    optimizers = recipe.optimizers(model)
+    batches = Batches(split, scene.background, device)
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    times = np.empty((steps + WARM_UP, len(PHASES)))
+    for step in range(steps + WARM_UP):
+        batch = batches.load([step % len(split)])
+        times[step] = _step(model, recipe, optimizers, batch, step + 1, wait)
+    counted = times[WARM_UP:] * 1e3
+    phases = dict(zip(PHASES, np.median(counted, 0), strict=True))
+    return {**phases, "step": float(np.median(counted.sum(1))), "gaussians": len(model.means)}
+
+
+def _step(model: Any, recipe: Any, optimizers: dict, batch: Any, step: int, wait: Callable[[], None]) -> list[float]:
+    """Seconds of each phase of one training step."""
+    wait()
+    marks = [time.perf_counter()]
+
+    def mark() -> None:
+        wait()
+        marks.append(time.perf_counter())
+
+    rendering = model.render(batch.cameras, batch.pixels, background=batch.background)
+    mark()
+    losses = {"photometric": recipe.photometric(rendering, batch)}
+    recipe.before_backward(rendering, losses, step)
+    mark()
+    losses["photometric"].backward()
+    mark()
+    for optimizer in optimizers.values():
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    recipe.after_step(model, optimizers, rendering, step)
+    mark()
+    return [after - before for before, after in pairwise(marks)]
+
+
+# ------------------------------------------------------------------------------------------------ the peer
+
+
+def time_opensplat(binary: Path, folder: Path, steps: int) -> float:
+    """Milliseconds per iteration of OpenSplat on the same scene: from the first degree-3 iteration, without
+    densification, as the difference between a run of 5 + `steps` iterations and one of 5."""
+    seconds = [_run_opensplat(binary, folder, count) for count in (WARM_UP, WARM_UP + steps)]
+    return (seconds[1] - seconds[0]) / steps * 1e3
+
+
+def _run_opensplat(binary: Path, folder: Path, iterations: int) -> float:
+    with tempfile.TemporaryDirectory() as output:
+        command = [str(binary), str(folder), "--cpu", "-n", str(iterations), "-o", str(Path(output) / "splat.ply")]
+        command += ["--sh-degree", "3", "--sh-degree-interval", "1", "--ssim-weight", "0.2"]
+        command += ["--warmup-length", str(10**6), "--refine-every", str(10**6)]
+        started = time.perf_counter()
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        except OSError as error:
+            raise UserError(
+                f"--opensplat {binary}: cannot be started ({error.strerror}); give the path of a binary"
+            ) from error
+        if done.returncode != 0:
+            said = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["nothing"]
+            raise UserError(f"--opensplat {binary}: ended with code {done.returncode}, saying: {said[0]}")
+        return time.perf_counter() - started
+
+
+# ------------------------------------------------------------------------------------------------ the command
+
+
+def main(argv: list[str]) -> int:
+    """Print one row per case; with a peer, its time and the ratio."""
+    import tyro
+
+    from nfc_splat.rendering.kernels.threads import set_threads
+
+    options = tyro.cli(Options, args=argv, prog="python -m nfc_splat.eval speed")
+    if options.steps < 1:
+        raise UserError(f"--steps {options.steps}: expected at least 1")
+    threads = set_threads(options.threads)
+    print(f"median of {options.steps} training steps, {options.device}, {threads} threads; milliseconds")
+    heads = [*PHASES, "step", *(["OpenSplat", "ratio"] if options.opensplat else [])]
+    print(f"{'':28}" + "".join(f"{head:>11}" for head in heads))
+    for case in CASES:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            write_scene(folder, case)
+            row = time_steps(folder, options.steps, options.device)
+            if row.pop("gaussians") != case.gaussians:
+                raise RuntimeError("the number of Gaussians changed while they were timed")
+            cells = [f"{value:11.2f}" for value in row.values()]
+            if options.opensplat:
+                peer = time_opensplat(options.opensplat, folder, options.steps)
+                cells += [f"{peer:11.2f}", f"{peer / row['step']:11.2f}"]
+        print(f"{case.name:28}" + "".join(cells))
+        sys.stdout.flush()
+    return 0
