@@ -15,10 +15,13 @@ class Method:
         name: the value of `--method`.
         summary: one line for `--help` and the README.
         module: where it lives. The module defines `Config` (a frozen dataclass with a docstring per field, among them
-            `steps`), `preset(name: str, **overrides) -> Config` for "quick" and "paper", `Model` (a `SceneModel`) and
-            `Recipe` (a `nfc_splat.fields.recipe.Recipe`).
+            `steps`, and `scaled_to(steps) -> Config`), `preset(name: str, **overrides) -> Config` for "quick" and
+            "paper", `Model` (a `SceneModel` with `initialise(config, geometry) -> Model`), `Recipe` (a
+            `nfc_splat.fields.recipe.Recipe`) and `export(model, folder) -> list[Path]`.
         dynamic: whether it models time.
         loss_weight: default weight of the classification term.
+        preset_fields: fields of `Config` that choose among a preset's variants: given on the command line, they are
+            passed to `preset`, so that they bring their variant's values with them.
     """
 
     name: str
@@ -26,6 +29,7 @@ class Method:
     module: str
     dynamic: bool = False
     loss_weight: float = 2.0
+    preset_fields: tuple[str, ...] = ()
 
     def load(self) -> Any:
         """The method's module."""
@@ -34,7 +38,14 @@ class Method:
 
 METHODS = {
     method.name: method
-    for method in (Method("3dgs", "rasterised 3D Gaussians (Kerbl et al. 2023)", "nfc_splat.fields.gaussians"),)
+    for method in (
+        Method(
+            "3dgs",
+            "rasterised 3D Gaussians (Kerbl et al. 2023)",
+            "nfc_splat.fields.gaussians",
+            preset_fields=("strategy",),
+        ),
+    )
 }
 
 

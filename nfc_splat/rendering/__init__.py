@@ -47,6 +47,11 @@ class SceneModel(nn.Module, abc.ABC):
 
     request: ClassVar[Literal["image", "rays"]]
 
+    @property
+    def primitives(self) -> int | None:
+        """How many Gaussians or the like the scene is made of now; None for fields, where the question means nothing."""
+        return None
+
     @abc.abstractmethod
     def render(self, cameras: Cameras, pixels: Tensor | None = None, *, background: Tensor) -> Rendering:
         """Draw `cameras`.

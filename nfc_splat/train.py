@@ -1,0 +1,162 @@
+"""`python -m nfc_splat.train SCENE`: from a folder of posed images to a trained, evaluated and exported model.
+
+The path from here to the loss: `train` -> `training.trainer.Trainer.fit` -> `step` -> `model.render` -> `losses`.
+"""
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nfc_splat.errors import UserError, run_command
+
+if TYPE_CHECKING:
+    from nfc_splat.data import Scene
+    from nfc_splat.training.config import TrainConfig
+    from nfc_splat.training.load import LoadedRun
+
+log = logging.getLogger("nfc_splat.train")  # under `python -m`, __name__ is "__main__"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train as the command line says; returns the exit code."""
+    from nfc_splat.training.command_line import parse_command_line
+
+    return train(parse_command_line(sys.argv[1:] if arguments is None else arguments))
+
+
+def train(config: "TrainConfig") -> int:
+    """Train, evaluate and export one run.
+
+    Args:
+        config: resolved (`nfc_splat.training.config.resolve`).
+
+    Returns:
+        0; 130 or 143 when a signal stopped it, after saving.
+
+    Raises:
+        UserError: anything that the user can mend; its `exit_code` is 3 when training diverged.
+    """
+    import torch
+
+    from nfc_splat.fields.recipe import SceneGeometry
+    from nfc_splat.rendering.kernels.threads import set_threads
+    from nfc_splat.training import load
+    from nfc_splat.training.batches import Batches
+    from nfc_splat.training.run import find_run, open_run, write_record
+    from nfc_splat.training.saving import Saver
+    from nfc_splat.training.state import fresh_state, restored_state
+    from nfc_splat.training.trainer import Trainer
+
+    _show_log(config.quiet)
+    set_threads(config.threads)
+    scene = load.load_training_scene(config)
+    _introduce(config, scene)
+    fingerprint = load.scene_hash(scene)
+    views = scene.splits["train"]
+    geometry = SceneGeometry(views.cameras, scene.points, scene.colors)
+    source = find_run(Path(config.resume)) if config.resume else None
+    with open_run(config, source) as run:
+        saved_step = -1
+        if source is None:
+            state = fresh_state(config, geometry)
+        else:
+            state = restored_state(load.checkpoint_of(source), config, geometry, fingerprint)
+            log.info("resumed at step %d of %d", state.step, config.steps)
+            saved_step = state.step if source.folder.resolve() == config.out.resolve() else -1
+        write_record(config, load.describe_scene(scene, fingerprint))
+        run.start_metrics(state.step)
+        trainer = Trainer(
+            config,
+            Batches(views, scene.background, config.device),
+            state,
+            Saver(config, run, geometry, fingerprint, saved_step),
+            run,
+        )
+        try:
+            code = trainer.fit()
+        except torch.cuda.OutOfMemoryError as error:
+            raise UserError(
+                f"the GPU's memory does not suffice at step {trainer.state.step} ({error}); raise --downscale or lower "
+                "--max-primitives, and start again with --overwrite"
+            ) from error
+        if code == 0:
+            finish(load.LoadedRun(config, scene, trainer.state.model, trainer.state.step), trainer.state.seconds)
+        return code
+
+
+def finish(run: "LoadedRun", seconds: float) -> None:
+    """Export a trained model, measure it on the test views, and print both."""
+    from nfc_splat.eval.images import PROTOCOLS
+    from nfc_splat.eval.views import evaluate_views, format_metrics
+    from nfc_splat.fields import find_method
+    from nfc_splat.training.load import evaluation_facts
+    from nfc_splat.training.progress import memory_text, peak_memory
+
+    config, out = run.config, run.config.out
+    exported = find_method(config.method).load().export(run.model, out)
+    lines = [("trained", f"{run.step} steps in {seconds:.0f} s, peak memory {memory_text()}")]
+    if run.model.primitives is not None:
+        lines.append(("primitives", f"{run.model.primitives:,}"))
+    pictures = []
+    if len(run.scene.splits["test"]):
+        log.info("measuring %d test views", len(run.scene.splits["test"]))
+        summary = evaluate_views(
+            run.model,
+            run.scene.splits["test"],
+            background=run.scene.background,
+            protocol=PROTOCOLS[config.protocol],
+            device=config.device,
+            folder=out,
+            extra=evaluation_facts(run) | {"train_seconds": seconds, "peak_memory_mb": round(peak_memory() / 2**20)},
+        )
+        metrics = format_metrics(summary["psnr"], summary["ssim"], summary["lpips"])
+        lines.append((f"{summary['n_views']} test views", f"{metrics}   (protocol {config.protocol})"))
+        lines += [("note", note) for note in summary["notes"]]
+        pictures = [out / "contact_sheet.png", out / "renders"]
+    else:
+        lines.append(("test views", "none: nothing was measured"))
+    lines += [("written", str(path)) for path in [*pictures, *exported, out]]
+    print("\n".join(f"{label:>14}  {text}" for label, text in lines), flush=True)
+
+
+def _introduce(config: "TrainConfig", scene: "Scene") -> None:
+    """Say what will be done, and why where it was chosen for the user."""
+    from nfc_splat.fields import find_method
+
+    method = find_method(config.method)
+    log.info("%s", scene.reason)
+    for notice in scene.notices:
+        log.info("%s", notice)
+    loss = f"{config.loss}, weight {config.loss_weight:g}" if config.loss == "classification" else config.loss
+    counts = ", ".join(f"{len(split)} {name}" for name, split in scene.splits.items())
+    log.info("views:  %s", counts)
+    log.info("method: %s (%s)", method.name, method.summary)
+    log.info("preset: %s, %d steps, on %s with %d threads", config.preset, config.steps, config.device, config.threads)
+    log.info("loss:   %s", loss)
+    log.info("run:    %s", config.out)
+
+
+class _Printer(logging.Handler):
+    """Prints records as lines: information on stdout, warnings on stderr. Looks the streams up each time, because a
+    live progress line redirects them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.WARNING:
+            print(f"{record.levelname.lower()}: {record.getMessage()}", file=sys.stderr, flush=True)
+        else:
+            print(record.getMessage(), flush=True)
+
+
+def _show_log(quiet: bool) -> None:
+    """Print what the package logs, unless the program that uses it has set that up itself."""
+    package = logging.getLogger("nfc_splat")
+    if not package.handlers and not logging.root.handlers:
+        package.addHandler(_Printer())
+        package.propagate = False
+    package.setLevel(logging.WARNING if quiet else logging.INFO)
+
+
+if __name__ == "__main__":
+    run_command(main)

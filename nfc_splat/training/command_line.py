@@ -1,0 +1,149 @@
+"""The command line of `python -m nfc_splat.train`, made from the config dataclasses by tyro.
+
+It is read twice: a first look finds the method, the preset and the number of steps, whose values then are the defaults
+of the full parse. A resumed run takes its defaults from the run's own config.json.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import difflib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from nfc_splat.errors import UserError
+from nfc_splat.fields import find_method
+from nfc_splat.training.config import AUTO_METHOD, TrainConfig, default_config, flags, resolve
+from nfc_splat.training.run import find_run, is_run, read_config
+from nfc_splat.training.state import refuse_differences
+
+PROGRAM = "python -m nfc_splat.train"
+
+
+@dataclass(frozen=True)
+class _CommandLine(TrainConfig):
+    """Train a scene model from posed images, evaluate it on the held-out views and export it."""
+
+    scene: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SCENE")]
+    """Folder of the scene. Not needed with --resume PATH."""
+
+
+def parse_command_line(arguments: Sequence[str]) -> TrainConfig:
+    """The resolved configuration that `arguments` ask for. Its `resume` is None or a path that `find_run` accepts.
+
+    Raises:
+        UserError: an unknown flag (with the nearest one), a wrong value, nothing to resume.
+        SystemExit: after `--help`.
+    """
+    arguments = _complete_resume(arguments)
+    resume = _early(arguments, "resume")
+    if resume in (None, "latest", "auto"):
+        config = resolve(_parse(arguments, _preset_defaults(arguments)))
+        if config.resume is None:
+            return config
+        if not is_run(config.out):
+            if config.resume == "auto":
+                return replace(config, resume=None)
+            raise UserError(f"--resume: there is no run in {config.out}; name one with --resume PATH")
+        resume = str(config.out)
+    source = find_run(Path(resume))
+    recorded = read_config(source.folder)
+    asked = _parse(arguments, replace(recorded, out=source.folder, resume=resume, overwrite=False))
+    refuse_differences(asked, recorded, f"--resume: {source.folder} cannot be continued")
+    return resolve(replace(asked, resume=resume))
+
+
+def _complete_resume(arguments: Sequence[str]) -> list[str]:
+    """`--resume` alone becomes `--resume latest`, whatever follows it, unless that names a run."""
+    result: list[str] = []
+    for index, argument in enumerate(arguments):
+        result.append(argument)
+        if argument == "--resume" and not any(map(_can_follow_resume, arguments[index + 1 : index + 2])):
+            result.append("latest")
+    return result
+
+
+def _can_follow_resume(word: str) -> bool:
+    if word in ("latest", "auto"):
+        return True
+    try:
+        find_run(Path(word))
+    except UserError:
+        return False
+    return True
+
+
+def _early(arguments: Sequence[str], name: str) -> str | None:
+    """The value given to the flag `name`, seen before the full parse, which checks it."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(f"--{name.replace('_', '-')}", f"--{name}", dest="value", nargs="?")
+    return parser.parse_known_args(arguments)[0].value
+
+
+def _preset_defaults(arguments: Sequence[str]) -> TrainConfig:
+    """What the preset gives that `arguments` choose, to be overridden by the other flags."""
+    try:
+        steps = int(_early(arguments, "steps") or "")
+    except ValueError:
+        steps = None  # absent, or the full parse will say what is wrong with it
+    name = _early(arguments, "method") or "auto"
+    method = find_method(AUTO_METHOD if name == "auto" else name)
+    chosen = {field: value for field in method.preset_fields if (value := _early(arguments, field)) is not None}
+    return default_config(
+        tyro.MISSING,
+        method=method.name,
+        preset=_early(arguments, "preset") or "auto",
+        steps=steps,
+        device=_early(arguments, "device") or "auto",
+        **chosen,
+    )
+
+
+def _parse(arguments: Sequence[str], default: TrainConfig) -> TrainConfig:
+    """The full parse; what is not given is taken from `default`."""
+    _refuse_unknown(arguments, default)
+    start = _CommandLine(**{field.name: getattr(default, field.name) for field in dataclasses.fields(default)})
+    errors = io.StringIO()
+    markers = (tyro.conf.OmitArgPrefixes, tyro.conf.PositionalRequiredArgs, tyro.conf.FlagCreatePairsOff)
+    try:
+        with contextlib.redirect_stderr(errors):
+            parsed, unknown = tyro.cli(
+                _CommandLine, prog=PROGRAM, args=arguments, default=start, return_unknown_args=True, config=markers
+            )
+    except SystemExit as leaving:
+        if not leaving.code:
+            raise
+        raise UserError(_one_line(errors.getvalue())) from None
+    if unknown:
+        hint = "what follows --resume must be a run folder or one of its checkpoints"
+        raise UserError(f"{unknown[0]!r}: expected one SCENE and flags; {hint}")
+    return TrainConfig(**{field.name: getattr(parsed, field.name) for field in dataclasses.fields(default)})
+
+
+def _refuse_unknown(arguments: Sequence[str], default: TrainConfig) -> None:
+    """Raise a `UserError` for the first flag that does not exist, with the nearest one that does."""
+    known = [*flags(default), "--help"]
+    for word in arguments:
+        name = word.partition("=")[0].replace("_", "-")
+        if word.startswith("--") and name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+            hint = f"did you mean {near[0]}?" if near else f"{PROGRAM} --help lists them"
+            raise UserError(f"{word}: unknown flag; {hint}")
+
+
+def _one_line(box: str) -> str:
+    """The message inside tyro's drawn box: the rows up to the first rule."""
+    rows = []
+    for line in box.splitlines():
+        row = line.strip().strip("│").strip()
+        if row.startswith("╭"):
+            continue
+        if row.startswith(("─", "╰")):
+            break
+        rows.append(row)
+    return " ".join(rows).removesuffix(".") + f"; see {PROGRAM} --help"

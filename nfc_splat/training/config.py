@@ -1,0 +1,236 @@
+"""What a training run is told: `TrainConfig`, how its "auto" values are settled, and which of its fields a resumed run
+must share with the run that it continues."""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from nfc_splat.data.config import DataConfig
+from nfc_splat.errors import UserError
+from nfc_splat.fields import find_method
+from nfc_splat.losses.nfc import EPS, EPS_LOW
+from nfc_splat.rendering.kernels.threads import available_cores
+from nfc_splat.training.plain import from_plain, to_plain
+
+# These may change when a run is resumed: they do not touch what is learned, or the scene's hash covers them.
+FREE = {"scene", "out", "resume", "overwrite", "device", "protocol", "threads", "quiet", "log_every", "checkpoints"}
+AUTO_METHOD = "3dgs"
+FREE_DATA = {"format", "allow_missing", "allow_external_paths", "max_pixels", "image_cache_gb"}
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When to save, and how much to keep."""
+
+    save_steps: int = 5000
+    """Save after this many steps; 0 for never."""
+
+    save_minutes: float = 5.0
+    """Save after this many minutes; 0 for never. The end of training and an interruption always save."""
+
+    keep: int = 2
+    """How many checkpoints to keep, the newest ones."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train a scene model from posed images, evaluate it on the held-out views and export it."""
+
+    scene: Path
+    """Folder of the scene. Not needed with --resume PATH."""
+
+    method: str = "auto"
+    """What to train: 3dgs. "auto" chooses for you (today, 3dgs)."""
+
+    loss: Literal["regression", "classification"] = "regression"
+    """The method's own loss, or that plus the classification loss of NFC (arXiv 2403.01058)."""
+
+    loss_weight: float | None = None
+    """Weight of the classification loss. None is the method's default."""
+
+    loss_eps: float = EPS
+    """The classification loss clamps colours at 1 - this."""
+
+    loss_eps_low: float = EPS_LOW
+    """The classification loss clamps colours at this from below."""
+
+    preset: Literal["auto", "quick", "paper"] = "auto"
+    """Where the method's settings come from: quick (minutes on two CPU cores) or paper (the published ones, for a GPU).
+    "auto" follows the device. Every setting can still be overridden."""
+
+    out: Path | None = None
+    """Run folder. None is runs/SCENE-METHOD-LOSS."""
+
+    resume: str | None = None
+    """Continue a run: alone, from the newest checkpoint of the run folder; with a PATH, from that run folder or
+    checkpoint; with "auto", start afresh if there is nothing to continue."""
+
+    overwrite: bool = False
+    """Start again in a folder that holds a run: its files are deleted."""
+
+    seed: int = 42
+    """Seed of everything random."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train. "auto" is CUDA where torch sees it."""
+
+    protocol: Literal["default", "graphdeco", "nerfbaselines"] = "default"
+    """How the test views are measured at the end."""
+
+    threads: int | None = None
+    """CPU threads. None is every core given to this process."""
+
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl."""
+
+    quiet: bool = False
+    """Print only errors and the final result."""
+
+    checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: Any = None
+
+    @property
+    def steps(self) -> int:
+        """How many optimiser steps the run has."""
+        return self.model.steps
+
+
+def default_config(
+    scene: Path,
+    *,
+    method: str = "auto",
+    preset: str = "auto",
+    steps: int | None = None,
+    device: str = "auto",
+    **chosen: str,
+) -> TrainConfig:
+    """The configuration that a method's preset gives, before anything is overridden.
+
+    Args:
+        scene: folder of the scene.
+        method: name of a method, or "auto".
+        preset: "quick", "paper" or "auto".
+        steps: None for the preset's. Another number scales whatever the method keys to a step.
+        device: decides the preset when that is "auto".
+        chosen: values of the method's `preset_fields`.
+    """
+    method = AUTO_METHOD if method == "auto" else method
+    module = find_method(method).load()
+    if preset not in ("auto", "quick", "paper"):
+        raise UserError(f"--preset {preset}: expected auto, quick or paper")
+    if preset == "auto":
+        preset = "paper" if choose_device(device) == "cuda" else "quick"
+    model = module.preset(preset, **chosen)
+    if steps is not None:
+        if steps < 1:
+            raise UserError(f"--steps {steps}: expected 1 or more")
+        model = model.scaled_to(steps)
+    return TrainConfig(scene, method=method, preset=preset, device=device, model=model)
+
+
+def resolve(config: TrainConfig) -> TrainConfig:
+    """`config` with every "auto" and None settled for this machine, checked.
+
+    Raises:
+        UserError: a value that makes no sense; it names the flag.
+    """
+    method = find_method(AUTO_METHOD if config.method == "auto" else config.method)
+    _check(config)
+    config.data.check()
+    device = choose_device(config.device)
+    weight = config.loss_weight
+    if config.loss == "classification" and weight is None:
+        weight = method.loss_weight
+    scene = config.scene.expanduser().resolve()
+    name = scene.parent.name if scene.is_file() else scene.name
+    out = config.out or Path("runs") / f"{name}-{method.name}-{config.loss}"
+    return replace(
+        config,
+        scene=scene,
+        method=method.name,
+        loss_weight=weight,
+        preset=config.preset if config.preset != "auto" else "paper" if device == "cuda" else "quick",
+        out=out,
+        device=device,
+        threads=min(config.threads or available_cores(), available_cores()),
+    )
+
+
+def _check(config: TrainConfig) -> None:
+    """Raise a `UserError` that names the first flag whose value makes no sense."""
+    saving = config.checkpoints
+    if not (0 <= config.loss_eps_low < 1 - config.loss_eps <= 1):
+        raise UserError(
+            f"--loss-eps {config.loss_eps} --loss-eps-low {config.loss_eps_low}: expected 0 <= low < 1 - eps <= 1"
+        )
+    if config.loss == "regression" and config.loss_weight is not None:
+        raise UserError(
+            f"--loss-weight {config.loss_weight}: has no effect with --loss regression; add --loss classification"
+        )
+    for flag, value, least in (
+        ("--loss-weight", 1 if config.loss_weight is None else config.loss_weight, 0),
+        ("--steps", config.steps, 1),
+        ("--threads", 1 if config.threads is None else config.threads, 1),
+        ("--log-every", config.log_every, 1),
+        ("--seed", config.seed, 0),
+        ("--save-steps", saving.save_steps, 0),
+        ("--save-minutes", saving.save_minutes, 0),
+        ("--keep", saving.keep, 1),
+    ):
+        if not least <= value < float("inf"):
+            raise UserError(f"{flag} {value}: expected {least} or more")
+    if config.resume is not None and config.overwrite:
+        raise UserError("--resume and --overwrite: expected at most one of them")
+
+
+def choose_device(device: str) -> str:
+    """ "cpu" or "cuda" for the value of `--device`; a `UserError` when CUDA was asked for and is not there."""
+    import torch
+
+    available = torch.cuda.is_available()
+    if device == "cuda" and not available:
+        raise UserError(
+            f"--device cuda: torch {torch.__version__} sees no CUDA device; use --device cpu, or install a CUDA build "
+            "of torch and check the driver with nvidia-smi"
+        )
+    return ("cuda" if available else "cpu") if device == "auto" else device
+
+
+def matching(config: TrainConfig) -> dict[str, Any]:
+    """The part of a resolved config, as JSON, that a resumed run must share."""
+    plain = to_plain(config)
+    kept = {key: value for key, value in plain.items() if key not in FREE}
+    kept["data"] = {key: value for key, value in plain["data"].items() if key not in FREE_DATA}
+    return kept
+
+
+def config_hash(config: TrainConfig) -> str:
+    """SHA-256 of `matching(config)`."""
+    return hashlib.sha256(json.dumps(matching(config), sort_keys=True).encode()).hexdigest()
+
+
+def config_from_plain(value: Any, source: str) -> TrainConfig:
+    """A `TrainConfig` from `to_plain`'s JSON, the method's config included.
+
+    Raises:
+        UserError: unknown keys, missing keys, wrong types, or a method that does not exist; `source` says where.
+    """
+    config = from_plain(TrainConfig, value, source)
+    module = find_method(config.method).load()
+    return replace(config, model=from_plain(module.Config, config.model, f"{source}: model"))
+
+
+def flags(config: TrainConfig) -> list[str]:
+    """Every flag that the command line has for `config`, which is nested one level deep, without prefixes."""
+    names = []
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        nested = dataclasses.is_dataclass(value)
+        for entry in dataclasses.fields(value) if nested else [item]:
+            on = getattr(value, entry.name) is True if nested else value is True
+            names.append(f"--{'no-' if on else ''}{entry.name.replace('_', '-')}")
+    return [name for name in names if name != "--scene"]

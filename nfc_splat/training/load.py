@@ -1,0 +1,123 @@
+"""A scene's fingerprint, and finished or unfinished runs read back for evaluation and rendering."""
+
+import hashlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from nfc_splat.data import Scene, load_scene
+from nfc_splat.errors import UserError
+from nfc_splat.fields import find_method
+from nfc_splat.rendering import SceneModel
+from nfc_splat.training.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint
+from nfc_splat.training.config import TrainConfig
+from nfc_splat.training.run import RunSource, find_run, read_config
+
+
+class LoadedRun(NamedTuple):
+    """A run as its checkpoint left it: `config, scene, model, step = load_run(folder)`."""
+
+    config: TrainConfig
+    scene: Scene
+    model: SceneModel
+    step: int
+
+
+def load_run(folder: Path | str, device: str = "cpu", *, scene: Path | None = None) -> LoadedRun:
+    """Read a run back.
+
+    Args:
+        folder: a run folder, for its newest checkpoint that can be believed, or one of its checkpoints.
+        device: where the model shall be.
+        scene: where the scene is now, if its folder was moved.
+
+    Raises:
+        UserError: not a run, no checkpoint that can be believed, or a scene that is not the one trained on.
+    """
+    source = find_run(Path(folder))
+    config = read_config(source.folder)
+    checkpoint = checkpoint_of(source)
+    module = find_method(config.method).load()
+    loaded = load_training_scene(config, scene)
+    if scene_hash(loaded) != checkpoint.header.scene_hash:
+        raise UserError(
+            f"{loaded.root}: its cameras, image names or points are not those that {source.folder} was trained on"
+        )
+    model = module.Model.from_tensors(config.model, checkpoint.section("model")).to(device).eval()
+    return LoadedRun(config, loaded, model, checkpoint.header.step)
+
+
+def checkpoint_of(source: RunSource) -> Checkpoint:
+    """The checkpoint that `source` names, else the run's newest; a `UserError` when there is none to be believed."""
+    if source.checkpoint is not None:
+        return read_checkpoint(source.checkpoint)
+    checkpoint = newest_checkpoint(source.folder / "checkpoints")
+    if checkpoint is None:
+        raise UserError(f"{source.folder}: the run has no checkpoint; start it again with --overwrite")
+    return checkpoint
+
+
+def load_training_scene(config: TrainConfig, path: Path | None = None) -> Scene:
+    """The scene of a run, as its method wants it; `path` is where it is now, by default where the config says."""
+    module = find_method(config.method).load()
+    return load_scene(path or config.scene, config.data, undistort=module.Model.request == "image")
+
+
+def scene_hash(scene: Scene) -> str:
+    """SHA-256 of what a run depends on: image names, cameras, initial points and background, not the pixels."""
+    digest = hashlib.sha256()
+    for name, split in sorted(scene.splits.items()):
+        cameras = split.cameras
+        digest.update(repr((name, list(split.names), cameras.model, cameras.near, cameras.far)).encode())
+        for tensor in (cameras.viewmats, cameras.Ks, cameras.sizes, cameras.times, cameras.distortion):
+            _add(digest, tensor)
+    for tensor in (scene.points, scene.colors, scene.background):
+        _add(digest, tensor)
+    return digest.hexdigest()
+
+
+def _add(digest: Any, tensor: Tensor | None) -> None:
+    if tensor is None:
+        digest.update(b"none")
+        return
+    digest.update(repr((tuple(tensor.shape), str(tensor.dtype))).encode())
+    digest.update(tensor.contiguous().numpy().tobytes())
+
+
+def describe_scene(scene: Scene, fingerprint: str) -> dict[str, Any]:
+    """What `config.json` says of the scene."""
+    return {
+        "format": scene.format,
+        "hash": fingerprint,
+        "views": {name: len(split) for name, split in scene.splits.items()},
+        "points": 0 if scene.points is None else len(scene.points),
+        "background": scene.background.tolist(),
+        "resampler": scene.resampler,
+        "undistorted": scene.undistorted,
+        "notices": scene.notices,
+    }
+
+
+def evaluation_facts(run: LoadedRun) -> dict[str, Any]:
+    """What a metric file says of the run besides the metrics: the `extra` of `nfc_splat.eval.views.evaluate_views`."""
+    config, scene = run.config, run.scene
+    return {
+        "title": f"{scene.name}, {config.method}, {config.loss}",
+        "method": config.method,
+        "loss": config.loss,
+        "loss_weight": config.loss_weight,
+        "preset": config.preset,
+        "step": run.step,
+        "steps": config.steps,
+        "primitives": run.model.primitives,
+        "protocol": {
+            "views": {name: len(split) for name, split in scene.splits.items()},
+            "test_every": config.data.test_every,
+            "format": scene.format,
+            "downscale": config.data.downscale,
+            "resampler": scene.resampler,
+            "undistorted": scene.undistorted,
+            "seed": config.seed,
+        },
+    }

@@ -1,0 +1,89 @@
+"""Showing how training goes: a live line in a terminal, plain lines elsewhere, nothing when quiet."""
+
+import resource
+import sys
+import time
+from typing import Self
+
+import torch
+
+PLAIN_SECONDS = 10.0  # between plain lines
+
+
+class Progress:
+    """How far training is. Use as a context manager; call `update` as often as there are figures."""
+
+    def __init__(self, steps: int, start: int, quiet: bool) -> None:
+        self._steps = steps
+        self._first: tuple[int, float] | None = None
+        self._shown = 0.0
+        self._bar = None
+        self._plain = not quiet and not sys.stdout.isatty()
+        if not quiet and not self._plain:
+            self._bar = _live_bar()
+            self._task = self._bar.add_task("training", total=steps, completed=start, figures="")
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def update(self, step: int, figures: dict[str, float]) -> None:
+        """Show `step` and the figures among "loss", "psnr" (dB) and "primitives" that are there."""
+        now = time.monotonic()
+        text = f"{_describe(figures)}  {memory_text()}  {self._time_left(step, now)}"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, figures=text)
+        elif self._plain and (now - self._shown >= PLAIN_SECONDS or step == self._steps):
+            self._shown = now
+            print(f"step {step}/{self._steps}  {text}", flush=True)
+
+    def _time_left(self, step: int, now: float) -> str:
+        """Judged from the first update on: the first steps compile kernels."""
+        if self._first is None:
+            self._first = step, now
+            return ""
+        first, began = self._first
+        return f"{_clock((now - began) / max(step - first, 1) * (self._steps - step))} left"
+
+
+def _live_bar():
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    return Bar(TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=20), TextColumn("{task.fields[figures]}"))
+
+
+def _describe(figures: dict[str, float]) -> str:
+    parts = []
+    if "loss" in figures:
+        parts.append(f"loss {figures['loss']:.4f}")
+    if "psnr" in figures:
+        parts.append(f"PSNR {figures['psnr']:.2f}")
+    if "primitives" in figures:
+        parts.append(f"{int(figures['primitives']):,} primitives")
+    return "  ".join(parts)
+
+
+def peak_memory() -> int:
+    """Largest resident size of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def memory_text() -> str:
+    """Peak memory, of the GPU too where one is used."""
+    text = f"{peak_memory() / 2**20:,.0f} MB"
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        text += f" + GPU {torch.cuda.max_memory_allocated() / 2**20:,.0f} MB"
+    return text
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,0 +1,225 @@
+"""The run folder: what a training run leaves behind, and who may write there.
+
+config.json     the resolved configuration, versions, command, commit, hardware, both step clocks
+metrics.jsonl   one line per logged step and per event, written as it goes
+checkpoints/    see `nfc_splat.training.checkpoint`
+eval/, renders/, gt/, contact_sheet.png and the exported model, once training is over
+run.lock        while a process is at work here
+"""
+
+import json
+import logging
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+from nfc_splat import machine
+from nfc_splat.errors import UserError
+from nfc_splat.fields import find_method
+from nfc_splat.files import atomic_path, read_json, sweep_leftovers, write_json
+from nfc_splat.training.checkpoint import CHECKPOINT_NAME, checkpoint_files
+from nfc_splat.training.config import TrainConfig, config_from_plain
+from nfc_splat.training.lock import LOCK_FILE, locked
+from nfc_splat.training.plain import to_plain
+
+CONFIG_FILE = "config.json"
+METRICS_FILE = "metrics.jsonl"
+SCHEMA = 1
+# What --overwrite deletes. Anything else in the folder is the user's.
+_OUTPUTS = ("checkpoints", "eval", "renders", "gt", METRICS_FILE, "contact_sheet.png", "point_cloud.ply", CONFIG_FILE)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunSource:
+    """What `--resume` names: a run folder, and one of its checkpoints or None for the newest."""
+
+    folder: Path
+    checkpoint: Path | None = None
+
+
+class RunFolder:
+    """An open run folder, this process's own until it is closed (see `open_run`)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.checkpoints = folder / "checkpoints"
+        self._metrics: TextIO | None = None
+
+    def start_metrics(self, step: int) -> None:
+        """Open `metrics.jsonl`, without the lines after `step` that an earlier process wrote."""
+        path = self.folder / METRICS_FILE
+        lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
+        with atomic_path(path) as temporary:
+            temporary.write_text("".join(f"{line}\n" for line in lines if _line_step(line) <= step))
+        self.close()
+        self._metrics = open(path, "a", encoding="utf-8")
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append one line to `metrics.jsonl` and hand it to the system. Non-finite numbers become null."""
+        clean = {key: None if isinstance(v, float) and v - v != 0 else v for key, v in record.items()}
+        self._metrics.write(json.dumps(clean, allow_nan=False) + "\n")
+        self._metrics.flush()
+
+    def close(self) -> None:
+        if self._metrics is not None:
+            self._metrics.close()
+            self._metrics = None
+
+
+@contextmanager
+def open_run(config: TrainConfig, source: RunSource | None) -> Iterator[RunFolder]:
+    """Take `config.out` for this process, ready to be written.
+
+    Args:
+        config: resolved.
+        source: what is being resumed, or None for a fresh run.
+
+    Raises:
+        UserError: the folder holds another run or foreign files, is in use, or cannot be written.
+    """
+    folder = config.out
+    fresh = source is None or source.folder.resolve() != folder.resolve()
+    if fresh:
+        _refuse_foreign(folder)
+    _make_writable(folder)
+    with locked(folder):
+        if fresh:
+            _clear(folder, config.overwrite)
+        sweep_leftovers(folder)
+        run = RunFolder(folder)
+        try:
+            yield run
+        finally:
+            run.close()
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Raise a `UserError` when `folder` exists, holds something, and is no run folder."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UserError(f"--out {folder}: is a file, expected a folder")
+    names = {path.name for path in folder.iterdir()}
+    if names and not names & {CONFIG_FILE, LOCK_FILE, "checkpoints"}:
+        raise UserError(f"--out {folder}: holds files that are no run's ({min(names)}, ...); choose an empty folder")
+
+
+def _make_writable(folder: Path) -> None:
+    """Create `folder` and prove that a file can be written, renamed and removed there, before any work is done."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {folder}: cannot be created ({error.strerror}); choose another --out") from error
+    probe = folder / ".probe"
+    with atomic_path(probe) as temporary:
+        temporary.write_bytes(b"probe")
+    probe.unlink()
+
+
+def _clear(folder: Path, overwrite: bool) -> None:
+    """Make room for a fresh run: delete an earlier one's files if allowed, or if it never got anywhere."""
+    last = max(checkpoint_files(folder / "checkpoints"), default=0)
+    if not overwrite and (last > 0 or (folder / "eval" / "summary.json").exists()):
+        raise UserError(
+            f"{folder} already holds a run at step {last}: pass --resume to continue it, --overwrite to start again, "
+            "or --out for another folder"
+        )
+    present = [folder / name for name in _OUTPUTS if (folder / name).exists()]
+    for path in present:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    if last > 0:
+        log.warning("deleted the earlier run in %s (it was at step %d)", folder, last)
+
+
+def find_run(path: Path) -> RunSource:
+    """The run that `path` names: a run folder or one of its checkpoints.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if is_run(path):
+        return RunSource(path)
+    if CHECKPOINT_NAME.fullmatch(path.name) and path.is_file():
+        return RunSource(path.parent.parent, path)
+    raise UserError(
+        f"{path}: expected a run folder (with {CONFIG_FILE} and checkpoints/) or a checkpoint step_XXXXXXXX.safetensors"
+    )
+
+
+def is_run(folder: Path) -> bool:
+    """Whether `folder` looks like a run folder."""
+    return (folder / CONFIG_FILE).is_file() and (folder / "checkpoints").is_dir()
+
+
+def write_record(config: TrainConfig, scene: dict[str, Any]) -> None:
+    """Write `config.json` into the run folder; what an earlier process wrote there moves into its "earlier" list.
+
+    Args:
+        config: resolved.
+        scene: what is known of the data, ready for JSON.
+    """
+    path = config.out / CONFIG_FILE
+    earlier = []
+    if path.is_file():
+        before = read_json(path)
+        earlier = [*before.get("earlier", []), {key: before.get(key) for key in ("started", "command", "versions")}]
+    module = find_method(config.method).load()
+    record = {
+        "schema": SCHEMA,
+        "train": to_plain(config),
+        "clocks": {"steps": config.steps, "preset_steps": module.preset(config.preset).steps},
+        "scene": scene,
+        "command": sys.argv,
+        "commit": _commit(),
+        "versions": machine.versions(),
+        "hardware": machine.hardware(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "earlier": earlier,
+    }
+    write_json(path, record)
+
+
+def read_config(folder: Path) -> TrainConfig:
+    """The resolved configuration of the run in `folder`.
+
+    Raises:
+        UserError: no config.json, another schema, or content that does not fit; strictly read.
+    """
+    path = folder / CONFIG_FILE
+    record = read_json(path)
+    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+        schema = record.get("schema") if isinstance(record, dict) else None
+        raise UserError(f"{path}: run schema {schema!r}, this version reads {SCHEMA}")
+    return config_from_plain(record.get("train"), str(path))
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this code runs from, "+changes" if it was edited; None outside a checkout."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        run = lambda *words: subprocess.run(words, cwd=root, capture_output=True, text=True, check=True, timeout=10)  # noqa: E731
+        commit = run("git", "rev-parse", "HEAD").stdout.strip()
+        return commit + ("+changes" if run("git", "status", "--porcelain", "-uno").stdout.strip() else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _line_step(line: str) -> float:
+    """The step of a line of `metrics.jsonl`; infinite for one that was cut short."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")

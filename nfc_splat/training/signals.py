@@ -1,0 +1,43 @@
+"""Being told to stop, politely: the step in progress is finished and saved first."""
+
+import os
+import signal
+import threading
+from types import FrameType
+from typing import Self
+
+
+class Signals:
+    """Catches SIGINT, SIGTERM and SIGUSR1 while training.
+
+    The first SIGINT or SIGTERM sets `stop`, and the trainer saves and leaves with 128 + its number; a second one leaves
+    at once. SIGUSR1 sets `save`: save and go on. Outside the main thread, where Python allows no handlers, it does
+    nothing.
+
+    Attributes:
+        stop: number of the signal that asked to stop, or None.
+        save: whether saving was asked for; the trainer clears it.
+    """
+
+    def __init__(self) -> None:
+        self.stop: int | None = None
+        self.save = False
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            handlers = {signal.SIGINT: self._on_stop, signal.SIGTERM: self._on_stop, signal.SIGUSR1: self._on_save}
+            self._before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _on_stop(self, number: int, _: FrameType | None) -> None:
+        if self.stop is not None:
+            os._exit(128 + number)
+        self.stop = number
+
+    def _on_save(self, *_: object) -> None:
+        self.save = True

@@ -1,0 +1,163 @@
+"""Everything that changes while training, and its way into a checkpoint and back, bit for bit."""
+
+import logging
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from nfc_splat.errors import UserError
+from nfc_splat.fields import find_method
+from nfc_splat.fields.recipe import Recipe, SceneGeometry
+from nfc_splat.rendering import SceneModel
+from nfc_splat.training.checkpoint import SCHEMA, Checkpoint, Header, differences, join_tensors, split_tensors
+from nfc_splat.training.config import TrainConfig, config_from_plain, config_hash, matching
+from nfc_splat.training.plain import to_plain
+
+log = logging.getLogger(__name__)
+
+
+class EpochSampler:
+    """Every item once per epoch, in an order drawn anew each time from a generator of its own."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
+        self._order = torch.randperm(count, generator=self._generator)
+        self._cursor = 0
+
+    def draw(self, count: int) -> list[int]:
+        """The next `count` items; an epoch's end may lie among them."""
+        return [self._next() for _ in range(count)]
+
+    def _next(self) -> int:
+        if self._cursor == len(self._order):
+            self._order = torch.randperm(len(self._order), generator=self._generator)
+            self._cursor = 0
+        self._cursor += 1
+        return int(self._order[self._cursor - 1])
+
+    def state_dict(self) -> dict[str, Tensor]:
+        generator = self._generator.get_state()
+        return {"order": self._order, "cursor": torch.tensor(self._cursor), "generator": generator}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        if len(state["order"]) != len(self._order):
+            raise UserError(f"the checkpoint is of {len(state['order'])} training images, here are {len(self._order)}")
+        self._order, self._cursor = state["order"], int(state["cursor"])
+        self._generator.set_state(state["generator"])
+
+
+@dataclass
+class TrainingState:
+    """A model, how it is trained, and how far that has come.
+
+    Attributes:
+        step: optimiser steps done.
+        learning_rate_scale: multiplies every learning rate; below 1 after a roll-back.
+        skipped: steps that were tried again because something was not finite.
+        seconds: spent training.
+        losses: the named terms when last logged.
+    """
+
+    model: SceneModel
+    recipe: Recipe
+    optimizers: dict[str, Optimizer]
+    sampler: EpochSampler
+    step: int = 0
+    learning_rate_scale: float = 1.0
+    skipped: int = 0
+    seconds: float = 0.0
+    losses: dict[str, float] = field(default_factory=dict)
+
+
+def fresh_state(config: TrainConfig, geometry: SceneGeometry) -> TrainingState:
+    """The state before the first step, on the config's device; everything random comes from the config's seed."""
+    torch.manual_seed(config.seed)
+    module = find_method(config.method).load()
+    model = module.Model.initialise(config.model, geometry).to(config.device)
+    return _assemble(config, geometry, model)
+
+
+def restored_state(
+    checkpoint: Checkpoint, config: TrainConfig, geometry: SceneGeometry, scene_hash: str
+) -> TrainingState:
+    """The state that `checkpoint` holds; the random number generators continue where they were.
+
+    Args:
+        checkpoint: verified.
+        config: of the run that continues.
+        geometry: of the scene at hand.
+        scene_hash: of the scene at hand.
+
+    Raises:
+        UserError: it belongs to another method, scene or configuration; the first differences are named.
+    """
+    header = checkpoint.header
+    recorded = config_from_plain(header.config, str(checkpoint.path))
+    refuse_differences(config, recorded, f"{checkpoint.path} cannot be continued")
+    if header.scene_hash != scene_hash:
+        raise UserError(
+            f"{checkpoint.path} cannot be continued: the cameras, image names or points of {config.scene} are not "
+            "those that it was trained on; start a new run with another --out"
+        )
+    if config.device == "cpu" and (header.threads, header.device) != (config.threads, "cpu"):
+        log.warning(
+            "the checkpoint was made on %s with %d threads, here are %d on cpu: expect differences in the last bits",
+            header.device,
+            header.threads,
+            config.threads,
+        )
+    module = find_method(config.method).load()
+    model = module.Model.from_tensors(config.model, checkpoint.section("model")).to(config.device)
+    state = _assemble(config, geometry, model)
+    for name, tree in join_tensors(header.optimizers, checkpoint.tensors).items():
+        state.optimizers[name].load_state_dict(tree)
+    state.recipe.load_state_dict(checkpoint.section("recipe"))
+    state.sampler.load_state_dict(checkpoint.section("sampler"))
+    torch.set_rng_state(checkpoint.tensors["rng/cpu"])
+    if config.device == "cuda" and "rng/cuda" in checkpoint.tensors:
+        torch.cuda.set_rng_state(checkpoint.tensors["rng/cuda"])
+    state.step, state.skipped = header.step, header.skipped
+    state.learning_rate_scale, state.seconds = header.learning_rate_scale, header.seconds
+    state.losses = dict(header.losses)
+    return state
+
+
+def _assemble(config: TrainConfig, geometry: SceneGeometry, model: SceneModel) -> TrainingState:
+    recipe = find_method(config.method).load().Recipe(config.model, geometry)
+    return TrainingState(model, recipe, recipe.optimizers(model), EpochSampler(len(geometry.cameras), config.seed))
+
+
+def refuse_differences(config: TrainConfig, recorded: TrainConfig, what: str) -> None:
+    """Raise a `UserError` that lists the first five settings in which `config` differs from a recorded one."""
+    if found := differences(matching(config), matching(recorded)):
+        more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+        raise UserError(f"{what} with other settings: {', '.join(found[:5])}{more}; start a new run with another --out")
+
+
+def captured(state: TrainingState, config: TrainConfig, scene_hash: str) -> tuple[Header, dict[str, Tensor]]:
+    """What a checkpoint of `state` holds: its header and its tensors. Changes nothing, draws no random number."""
+    tensors = {f"model/{name}": tensor for name, tensor in state.model.state_dict().items()}
+    tensors |= {f"recipe/{name}": tensor for name, tensor in state.recipe.state_dict().items()}
+    tensors |= {f"sampler/{name}": tensor for name, tensor in state.sampler.state_dict().items()}
+    tensors["rng/cpu"] = torch.get_rng_state()
+    if config.device == "cuda":
+        tensors["rng/cuda"] = torch.cuda.get_rng_state()
+    trees = {name: optimizer.state_dict() for name, optimizer in state.optimizers.items()}
+    header = Header(
+        schema=SCHEMA,
+        step=state.step,
+        method=config.method,
+        config=to_plain(config),
+        config_hash=config_hash(config),
+        scene_hash=scene_hash,
+        threads=config.threads,
+        device=config.device,
+        learning_rate_scale=state.learning_rate_scale,
+        skipped=state.skipped,
+        seconds=state.seconds,
+        losses=state.losses,
+        optimizers=split_tensors(trees, "optimizer", tensors),
+    )
+    return header, tensors
