@@ -64,7 +64,7 @@ def load_networks(
     ready: dict[str, Lpips] = {}
     missing: dict[str, str] = {}
     for net in nets:
-        reason = _obstacle(net, download)
+        reason = obstacle(net, download)
         if reason is None:
             try:
                 ready[net] = Lpips(net, signed=signed, device=device)
@@ -84,8 +84,8 @@ def weights_path(net: str) -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
 
 
-def _obstacle(net: str, download: bool) -> str | None:
-    """Why the network cannot be built here, or None."""
+def obstacle(net: str, download: bool = False) -> str | None:
+    """Why the network `net` cannot be built here, or None; absent weights are no obstacle if they may be downloaded."""
     try:
         path = weights_path(net)
     except ModuleNotFoundError as error:

@@ -74,6 +74,7 @@ def evaluate_views(
     device: torch.device | str,
     folder: Path | None,
     extra: Mapping[str, Any],
+    split_name: str = "test",
     tables: Path | None = None,
     download_lpips: bool = False,
     on_view: Callable[[str, ViewScore], None] | None = None,
@@ -91,7 +92,8 @@ def evaluate_views(
         device: where the model is.
         folder: where to write, or None to write nothing.
         extra: further top-level entries of the summary (step, primitives, ...); its "protocol" entry, a mapping, is
-            merged into the protocol block (split rule, resampler, seeds, ...).
+            merged into the protocol block (resampler, seed, ...).
+        split_name: "train", "val" or "test", for the protocol block.
         tables: folder of the two JSON files when it is not `folder/eval`.
         download_lpips: fetch absent LPIPS weights.
         on_view: called with each view's name and metrics as they come.
@@ -115,6 +117,7 @@ def evaluate_views(
     finally:
         model.train(was_training)
     summary = _summarize(views, protocol, networks, background, extra)
+    summary["protocol"]["split"] = split_name
     if folder is not None:
         tables = folder / "eval" if tables is None else tables
         write_json(tables / "per_view.json", [view.record() for view in views])

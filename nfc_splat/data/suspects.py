@@ -101,7 +101,7 @@ def _memory(scene: Scene, cameras: Cameras, available: int | None) -> list[Findi
     images = float(cameras.sizes.prod(-1).sum()) * (4 if scene.has_alpha else 3)
     gaussians = max(_GAUSSIANS_OF_A_RUN, 0 if scene.points is None else len(scene.points))
     needed = _BASE_MEMORY + images + gaussians * _BYTES_PER_GAUSSIAN
-    text = f"about {needed / 1e9:.1f} GB to train with {gaussians:,} Gaussians ({images / 1e9:.2f} GB of it images)"
+    text = f"about {needed / 1e9:.1f} GB to train with {gaussians:,} Gaussians; {images / 1e6:,.0f} MB of it are images"
     if available is not None and needed > available:
         return [Finding("warn", "memory", f"{text}, and {available / 1e9:.1f} GB are free; use --downscale")]
     return [Finding("ok", "memory", text)]
@@ -125,15 +125,17 @@ def _cameras(scene: Scene, cameras: Cameras) -> list[Finding]:
 
 
 def _arrangement(centers: Tensor, axes: Tensor) -> Finding:
-    """Whether the cameras look inwards at an object, outwards, or all the same way."""
-    common = axes.mean(0)
-    if float(common.norm()) > 0.9:
+    """Whether the cameras look at something between them, outwards, or all the same way."""
+    if float(axes.mean(0).norm()) > 0.9:
         return Finding("ok", "arrangement", "all look the same way (forward-facing)")
-    inward = vecdot(axes, torch.nn.functional.normalize(centers.mean(0) - centers, dim=-1))
-    share = float((inward > 0.5).double().mean())
-    if share > 0.8:
-        return Finding("ok", "arrangement", "they stand around what they look at")
-    if float((inward < 0).double().mean()) > 0.8:
+    # The point closest to all optical axes; the pseudo-inverse answers for parallel ones too.
+    across = torch.eye(3, dtype=axes.dtype) - axes[:, :, None] * axes[:, None, :]
+    focus = torch.linalg.pinv(across.sum(0)) @ (across @ centers[:, :, None]).sum(0)[:, 0]
+    towards = vecdot(axes, torch.nn.functional.normalize(focus - centers, dim=-1))
+    if float((towards > 0.7).double().mean()) > 0.8:
+        place = ", ".join(f"{value:.3g}" for value in focus.tolist())
+        return Finding("ok", "arrangement", f"all look at about ({place})")
+    if float((towards < 0).double().mean()) > 0.8:
         return Finding("ok", "arrangement", "they stand inside and look outwards")
     return Finding("ok", "arrangement", "they look in many directions, as when walking through a place")
 
@@ -171,9 +173,7 @@ def _points(points: Tensor | None, cameras: Cameras) -> list[Finding]:
     far = int((distances > 50 * distances.median()).sum())
     if far:
         share = 100 * far / len(sample)
-        findings.append(
-            Finding("warn", "outliers", f"{share:.2g} % lie more than 50 times farther out than the median")
-        )
+        findings.append(Finding("warn", "outliers", f"{share:.2g} % lie over 50 times farther out than the median"))
     return [*findings, _visibility(sample, cameras)]
 
 
@@ -235,9 +235,11 @@ def _images(scene: Scene) -> list[Finding]:
         findings.append(Finding("warn", "blank", f"{counted(len(blank), 'image')} of one colour: {naming(blank)}"))
     findings += _repeated(looks)
     brightness = torch.tensor([look.brightness for look in looks], dtype=torch.float64)
-    middle = float(brightness.median())
-    odd = [look.name for look in looks if look.name not in blank and not _usual(look.brightness, middle)]
-    spread = f"mean brightness {middle:.2f}, from {float(brightness.min()):.2f} to {float(brightness.max()):.2f}"
+    middle, low, high = (float(value) for value in (brightness.median(), brightness.min(), brightness.max()))
+    distance = (brightness - middle).abs()
+    usual = max(0.2, 4 * float(distance.median()))
+    odd = [look.name for look, far in zip(looks, distance > usual, strict=True) if far and look.name not in blank]
+    spread = f"mean brightness {middle:.2f}, from {low:.2f} to {high:.2f}"
     if odd:
         which = f"{counted(len(odd), 'image')} far from the others: {naming(odd)}"
         findings.append(Finding("warn", "exposure", f"{spread}; {which}"))
@@ -248,11 +250,6 @@ def _images(scene: Scene) -> list[Finding]:
         level = "warn" if opaque < 1 else "ok"
         findings.append(Finding(level, "alpha", f"{opaque:.0f} % of the pixels are opaque on average"))
     return findings + _masks(scene)
-
-
-def _usual(brightness: float, middle: float) -> bool:
-    """Within a factor of two of the median, give or take a little for dark scenes."""
-    return middle / 2 - 0.03 <= brightness <= 2 * middle + 0.03
 
 
 def _repeated(looks: Sequence[_Look]) -> list[Finding]:
@@ -282,6 +279,5 @@ def _masks(scene: Scene) -> list[Finding]:
     ]
     if not kept:
         return []
-    return [
-        Finding("ok", "masks", f"{counted(len(kept), 'image')} with a mask, {100 * sum(kept) / len(kept):.0f} % kept")
-    ]
+    share = 100 * sum(kept) / len(kept)
+    return [Finding("ok", "masks", f"{counted(len(kept), 'image')} with a mask, {share:.0f} % of the pixels kept")]
