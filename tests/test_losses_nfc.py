@@ -129,6 +129,7 @@ def test_minimum_is_at_the_label_and_is_its_entropy():
 def test_total_is_base_plus_weighted_cross_entropy(base, reduction):
     """Eq. 6 written out in plain Python floats."""
     pred, target = torch.rand(3, 4, 3, dtype=torch.float64) * 1.2 - 0.1, torch.rand(3, 4, 3, dtype=torch.float64)
+    pred[0, 0] = torch.tensor([0.0015, 0.997, 0.0])  # between the default bounds and these
     expected = torch.empty_like(pred)
     for index in range(pred.numel()):
         c, t = pred.flatten()[index].item(), target.flatten()[index].item()
