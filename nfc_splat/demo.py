@@ -1,0 +1,180 @@
+"""Write a built-in scene: `python -m nfc_splat.demo [OUT]`.
+
+Two kinds: a furnished room seen from inside, in the NICE-SLAM Replica layout (images, depth, poses), and a closed
+object seen from around it, in the Blender layout (RGBA). Both come with the exact mesh that was traced, and one seed
+gives one set of files, byte for byte.
+"""
+
+import json
+import os
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from nfc_splat.errors import UserError, run_command
+
+MARKER = "demo.json"  # settings of the scene; says that the folder is this command's to replace
+OWN_FILES = {
+    "room": {MARKER, "traj.txt", "results", "cam_params.json", "room_mesh.ply"},
+    "object": {MARKER, "train", "test", "transforms_train.json", "transforms_test.json", "urn_mesh.ply"},
+}
+LIMITS = {"views": (2, 100_000), "width": (16, 8192), "height": (16, 8192), "supersample": (1, 16), "seed": (0, 2**32)}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to write.
+
+    Attributes:
+        kind: "room": inside-out views of a furnished room, Replica layout. "object": views around a closed urn,
+            Blender layout.
+        views: how many; of the object, the training views, and a quarter as many test views besides.
+        width: of the images, in pixels.
+        height: of the images, in pixels.
+        supersample: rays along each side of a pixel.
+        seed: of the textures, the books, the plant and the object's views.
+    """
+
+    kind: Literal["room", "object"] = "room"
+    views: int = 100
+    width: int = 240
+    height: int = 180
+    supersample: int = 3
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raise a `UserError` for a number out of range."""
+        for name, (low, high) in LIMITS.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise UserError(f"--{name} {value}: expected {low} to {high}")
+
+
+def write_scene(folder: Path, settings: Settings, say: Callable[[str], None] = lambda line: None) -> Path:
+    """Write the scene that `settings` describe as `folder`, which appears only when it is whole.
+
+    Args:
+        folder: must not exist, or be empty, or hold a scene of this command and nothing else, which is replaced.
+        settings: what to write.
+        say: hears each line of progress.
+
+    Returns:
+        `folder`.
+
+    Raises:
+        UserError: a setting is out of range, the folder holds other things or cannot be written, open3d is missing.
+    """
+    settings.check()
+    folder = Path(folder)
+    _refuse_other_content(folder)
+    partial = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
+    try:
+        partial.mkdir(parents=True)
+        _fill(partial, settings, say)
+        record = {"written_by": "nfc_splat.demo", **vars(settings)}
+        (partial / MARKER).write_text(json.dumps(record, indent=2) + "\n")
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror or error}; choose another OUT") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _refuse_other_content(folder: Path) -> None:
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a file: expected a folder that does not exist yet; choose another OUT")
+    present = {entry.name for entry in folder.iterdir()}
+    own = set().union(*OWN_FILES.values()) if MARKER in present else set()
+    if foreign := sorted(present - own):
+        raise UserError(f"{folder} holds other things ({', '.join(foreign[:5])}); choose another OUT or empty it first")
+
+
+def _fill(folder: Path, settings: Settings, say: Callable[[str], None]) -> None:
+    """Build, light and draw the scene into an empty `folder`."""
+    from nfc_splat.scenery import export, lighting, room, urn
+    from nfc_splat.scenery.drawing import Lens
+
+    say(f"building and lighting the {settings.kind}")
+    size = settings.width, settings.height
+    started = time.monotonic()
+
+    def report(total: int) -> Callable[[int], None]:
+        return lambda done: say(f"view {done}/{total}, {time.monotonic() - started:.0f} s")
+
+    if settings.kind == "room":
+        shader = lighting.bake(room.build(settings.seed), seed=settings.seed)
+        poses = room.path(settings.views)
+        lens = Lens.of_angle(*size, room.FIELD_OF_VIEW)
+        export.write_replica(folder, "room", shader, lens, poses, settings.supersample, report(len(poses)))
+    else:
+        shader = lighting.bake(urn.build(settings.seed), seed=settings.seed)
+        tests = max(1, settings.views // 4)
+        splits = {"train": urn.training_poses(settings.views, settings.seed), "test": urn.test_poses(tests)}
+        lens = Lens.of_angle(*size, urn.FIELD_OF_VIEW)
+        total = settings.views + tests
+        export.write_blender(folder, "urn", shader, lens, splits, settings.supersample, report(total))
+
+
+class _ProgressLine:
+    """Progress on stderr: one line that rewrites itself on a terminal, a line every few seconds elsewhere."""
+
+    def __init__(self) -> None:
+        self._live = sys.stderr.isatty()
+        self._last = -60.0
+
+    def __call__(self, line: str) -> None:
+        now = time.monotonic()
+        if self._live:
+            print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+        elif now - self._last >= 5:
+            print(line, file=sys.stderr, flush=True)
+            self._last = now
+
+    def close(self) -> None:
+        """End the live line."""
+        if self._live:
+            print(file=sys.stderr)
+
+
+def main() -> int:
+    """The command line."""
+    import tyro
+
+    def command(
+        out: tyro.conf.Positional[Path | None] = None,
+        *,
+        settings: tyro.conf.OmitArgPrefixes[Settings] = Settings(),
+    ) -> int:
+        """Write a built-in scene and the exact mesh behind it.
+
+        Args:
+            out: folder to write; by default scenes/room or scenes/urn.
+            settings: what to write.
+        """
+        folder = out or Path("scenes", "room" if settings.kind == "room" else "urn")
+        line = _ProgressLine()
+        started = time.monotonic()
+        try:
+            write_scene(folder, settings, line)
+        finally:
+            line.close()
+        mesh = next(folder.glob("*_mesh.ply"))
+        print(f"wrote {folder} in {time.monotonic() - started:.0f} s; its true surface is {mesh}")
+        print(f"next: python -m nfc_splat.train {shlex.quote(str(folder))}")
+        return 0
+
+    return tyro.cli(command, prog="python -m nfc_splat.demo")
+
+
+if __name__ == "__main__":
+    run_command(main)
