@@ -108,7 +108,7 @@ def write_checkpoint(folder: Path, header: Header, tensors: Mapping[str, Tensor]
         reason = error.__cause__ or error
         remedy = "make room or choose another --out"
         raise UserError(f"cannot write {path}: {reason}; {needed} bytes needed, {free} free: {remedy}") from error
-    record = {"schema": SCHEMA, "step": header.step, "size": path.stat().st_size, "sha256": sha256(path)}
+    record = {"step": header.step, "size": path.stat().st_size, "sha256": sha256(path)}
     write_json(_sidecar(path), record)
     write_json(folder / "latest.json", {"step": header.step, "file": path.name})
     _prune(folder, header.step, keep)
@@ -172,7 +172,7 @@ def _verify(path: Path) -> None:
     except OSError as error:
         raise UntrustedCheckpoint(f"{path}: cannot be read ({error.strerror})") from error
     match = CHECKPOINT_NAME.fullmatch(path.name)
-    expected = {"schema", "step", "size", "sha256"}
+    expected = {"step", "size", "sha256"}
     if not isinstance(record, dict) or set(record) != expected or match is None or record["step"] != int(match[1]):
         raise UntrustedCheckpoint(f"{path}: its sidecar {_sidecar(path).name} does not belong to it")
     if record["size"] != size:
