@@ -22,7 +22,8 @@ class Rendering:
     Attributes:
         color: [*request, 3] background already composited, decoded (never bits).
         alpha: [*request, 1] in [0, 1].
-        depth: [*request, 1] expected camera-space z in world units; 0 where alpha is 0.
+        depth: [*request, 1] expected camera-space z in world units; 0 where alpha is 0. None while a model is in
+            training mode and would have to draw it on purpose.
         normal: [*request, 3] unit world-space normal facing the camera, or None.
         bits: [*request, 3, n_logits] composited probabilities, only when the bit-wise loss asked for them.
         auxiliary: further renderings of the same request that the photometric loss also sees (NeRF's coarse pass).
@@ -31,7 +32,7 @@ class Rendering:
 
     color: Tensor
     alpha: Tensor
-    depth: Tensor
+    depth: Tensor | None
     normal: Tensor | None = None
     bits: Tensor | None = None
     auxiliary: tuple["Rendering", ...] = ()

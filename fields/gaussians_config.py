@@ -1,0 +1,178 @@
+"""How 3D Gaussians are drawn and trained, in one frozen dataclass, and its two presets.
+
+Lengths are in units of the scene's extent (`SceneGeometry.extent`) where a field says so; screen-space gradients are
+those of 3DGS, per pixel of normalised device coordinates (pixel gradient times half the image size).
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from nfc_splat.errors import UserError
+
+STEP_FIELDS = ("sh_degree_every", "refine_start", "refine_stop", "refine_every", "reset_every", "prune_large_from")
+FEWEST_VIEWS = 10  # a refinement that has seen fewer views than this works on noise
+
+
+@dataclass(frozen=True)
+class Config:
+    """3D Gaussian splatting (Kerbl et al. 2023). The defaults are the published values, for 30,000 steps."""
+
+    steps: int = 30_000
+    """Training steps."""
+    designed_steps: int = 30_000
+    """Steps that the schedule was designed for; fields counted in steps were rescaled from that many to `steps`."""
+
+    sh_degree: int = 3
+    """Degree of the spherical harmonics that hold the colour, 0 (no view dependence) to 3."""
+    sh_degree_every: int = 1000
+    """Steps between two degrees: training starts with degree 0."""
+    antialiased: bool = False
+    """Compensate opacities for the screen-space blur (Mip-Splatting): for viewing at other scales than trained."""
+    near_plane: float = 0.01
+    """Gaussians whose centre is nearer than this to the camera plane are not drawn, in world units."""
+    far_plane: float = 1e10
+    """Nor those farther than this."""
+    backend: Literal["auto", "reference", "cpu", "cuda"] = "auto"
+    """Which rasteriser. "auto" follows the device; "reference" is slow and for checks."""
+
+    init_points: int = 100_000
+    """Random Gaussians to start from when the scene has no points."""
+    init_opacity: float = 0.1
+    """Opacity at the start."""
+    init_scale: float = 1.0
+    """Standard deviation at the start, in distances to the nearest three neighbours."""
+
+    dssim_weight: float = 0.2
+    """Share of 1 - SSIM in the base loss; the rest is L1."""
+    opacity_reg: float = 0.0
+    """Weight of the mean opacity in the loss (MCMC wants 0.01)."""
+    scale_reg: float = 0.0
+    """Weight of the mean standard deviation, in world units, in the loss (MCMC wants 0.01)."""
+
+    lr_means: float = 1.6e-4
+    """Learning rate of the positions at the first step, per unit of extent."""
+    lr_means_final: float = 1.6e-6
+    """The same at the last step; log-linear between."""
+    lr_quats: float = 1e-3
+    """Learning rate of the rotations."""
+    lr_scales: float = 5e-3
+    """Learning rate of the logarithms of the standard deviations."""
+    lr_opacities: float = 5e-2
+    """Learning rate of the opacities' logits."""
+    lr_sh0: float = 2.5e-3
+    """Learning rate of the base colours."""
+    lr_shN: float = 1.25e-4
+    """Learning rate of the view-dependent colours."""
+
+    strategy: Literal["default", "mcmc"] = "default"
+    """How Gaussians are added and removed: 3DGS's clone, split, prune and opacity reset, or 3DGS-MCMC's relocation."""
+    max_primitives: int = 5_000_000
+    """Never more Gaussians than this; a notice says when that keeps a Gaussian from being added."""
+    refine_start: int = 500
+    """Gaussians are added and removed after this step,"""
+    refine_stop: int = 15_000
+    """before this one,"""
+    refine_every: int = 100
+    """and every so many steps."""
+    densify_from: Literal["base", "total"] = "base"
+    """Whose screen-space gradient decides where the default strategy adds Gaussians: the base photometric loss's alone,
+    so that another loss term leaves that decision alone (one more backward pass while densifying), or the whole
+    loss's."""
+    absgrad: bool = False
+    """Use the sum of the absolute screen-space gradients over pixels (AbsGS); raise `grow_grad2d` to about 8e-4."""
+    grow_grad2d: float = 2e-4
+    """Gaussians with a larger mean screen-space gradient are cloned or split."""
+    grow_scale3d: float = 0.01
+    """Among those, the ones up to this standard deviation are cloned, larger ones split, in units of the extent."""
+    prune_opacity: float = 0.005
+    """Gaussians fainter than this are removed (default) or moved to where others are (MCMC)."""
+    prune_scale3d: float = 0.1
+    """Gaussians with a larger standard deviation than this are removed, in units of the extent,"""
+    prune_large_from: int = 3000
+    """after this step."""
+    reset_every: int = 3000
+    """Steps between two opacity resets, which lower every opacity to at most twice `prune_opacity`; 0 for none."""
+    mcmc_growth: float = 0.05
+    """MCMC: Gaussians added at each refinement, as a share of those there."""
+    mcmc_noise: float = 5e5
+    """MCMC: strength of the noise on faint Gaussians' positions, times their learning rate."""
+
+    def __post_init__(self):
+        at_least = {"steps": 1, "designed_steps": 1, "sh_degree_every": 1, "refine_every": 1, "max_primitives": 1}
+        at_least |= {"init_points": 1, "refine_start": 0, "refine_stop": 0, "reset_every": 0, "prune_large_from": 0}
+        for name, least in at_least.items():
+            _require(self, name, getattr(self, name) >= least, f"at least {least}")
+        for name in ("init_opacity", "prune_opacity"):
+            _require(self, name, 0 < getattr(self, name) < 1, "strictly between 0 and 1")
+        positive = ("init_scale", "lr_means", "lr_means_final", "near_plane")
+        for name in positive:
+            _require(self, name, getattr(self, name) > 0, "above 0")
+        _require(self, "sh_degree", 0 <= self.sh_degree <= 3, "0, 1, 2 or 3")
+        _require(self, "dssim_weight", 0 <= self.dssim_weight <= 1, "from 0 to 1")
+
+    def scaled_to(self, steps: int) -> "Config":
+        """The same schedule stretched or squeezed to `steps`: every field counted in steps is rescaled.
+
+        A refinement still waits for at least `FEWEST_VIEWS` steps. `designed_steps` keeps the original count.
+        """
+        factor = steps / self.steps
+        scaled = {name: round(getattr(self, name) * factor) for name in STEP_FIELDS}
+        scaled["sh_degree_every"] = max(1, scaled["sh_degree_every"])
+        scaled["refine_every"] = max(min(self.refine_every, FEWEST_VIEWS), scaled["refine_every"])
+        if self.reset_every:
+            scaled["reset_every"] = max(1, scaled["reset_every"])
+        return replace(self, steps=steps, **scaled)
+
+
+def _require(config: Config, name: str, holds: bool, expected: str) -> None:
+    if not holds:
+        flag = "--" + name.replace("_", "-")
+        raise UserError(f"{flag} {getattr(config, name)}: expected {expected}")
+
+
+def _paper(strategy: str) -> Config:
+    """The published recipes: Kerbl et al. 2023, and Kheradmand et al. 2024 (3DGS-MCMC)."""
+    if strategy == "default":
+        return Config()
+    return Config(
+        strategy="mcmc",
+        init_opacity=0.5,
+        init_scale=0.1,
+        opacity_reg=0.01,
+        scale_reg=0.01,
+        refine_stop=25_000,
+        max_primitives=1_000_000,
+    )
+
+
+def _quick(strategy: str) -> Config:
+    """Minutes on two CPU cores, for images of about 200 to 320 pixels."""
+    shared = dict(steps=8000, designed_steps=8000, sh_degree_every=500, init_points=10_000, max_primitives=40_000)
+    if strategy == "default":
+        return Config(**shared, refine_start=300, refine_stop=5000, reset_every=0, prune_large_from=1500)
+    return replace(_paper("mcmc"), **shared, refine_start=300, refine_stop=6500)
+
+
+def preset(name: str, **overrides: Any) -> Config:
+    """The configuration called `name`, "quick" (two CPU cores) or "paper" (a GPU), with some fields replaced.
+
+    `strategy` selects the preset's values for that strategy. `steps` rescales the preset's schedule; other fields are
+    taken as given, so `refine_every=100` means 100 steps whatever `steps` is.
+
+    Raises:
+        UserError: unknown preset or strategy, unknown field, or a value out of range.
+    """
+    presets = {"quick": _quick, "paper": _paper}
+    if name not in presets:
+        raise UserError(f"--preset {name}: expected one of {', '.join(presets)}")
+    unknown = sorted(set(overrides) - set(Config.__dataclass_fields__))
+    if unknown:
+        raise UserError(f"3dgs has no setting {', '.join(unknown)}: see --help for those it has")
+    strategy = overrides.pop("strategy", "default")
+    if strategy not in ("default", "mcmc"):
+        raise UserError(f"--strategy {strategy}: expected default or mcmc")
+    config = presets[name](strategy)
+    steps = overrides.pop("steps", None)
+    if steps is not None:
+        config = config.scaled_to(max(1, steps)) if steps >= 1 else replace(config, steps=steps)
+    return replace(config, **overrides)
