@@ -236,6 +236,8 @@ def draw(
         if scene.options.get("absgrad"):
             gradients["absgrad"] = info.means2d.absgrad
     out = lambda tensor: tensor.detach().double().cpu()  # noqa: E731
+    projected = {name: out(getattr(info, name)) for name in ("means2d", "depths", "conics", "opacities")}
+    info = replace(info, radii=info.radii.cpu(), **projected)
     return Drawn(out(images), out(alphas), info, {name: out(tensor) for name, tensor in gradients.items()})
 
 
@@ -303,16 +305,15 @@ def compare(
     ]
     report = "\n".join(str(entry) for entry in found)
     assert all(entry.passed for entry in found), f"backends disagree:\n{report}"
-    boxes = [info.radii.cpu().long() for info in (ours.info, oracle.info)]
+    boxes = [info.radii.long() for info in (ours.info, oracle.info)]
     assert (boxes[0] - boxes[1]).abs().max() <= 1 or _visible_differs_rarely(*boxes), "radii differ"
     return found
 
 
 def _projected(name: str, ours: RasterInfo, oracle: RasterInfo, tolerance: float) -> Difference:
     """Compare a projected quantity where both see the Gaussian."""
-    seen = ((ours.radii.cpu() > 0) & (oracle.radii.cpu() > 0)).all(-1)
-    tensors = [getattr(info, name).detach().double().cpu()[seen] for info in (ours, oracle)]
-    return difference(name, *tensors, value_tol=tolerance)
+    seen = ((ours.radii > 0) & (oracle.radii > 0)).all(-1)
+    return difference(name, getattr(ours, name)[seen], getattr(oracle, name)[seen], value_tol=tolerance)
 
 
 def _visible_differs_rarely(ours: Tensor, oracle: Tensor) -> bool:

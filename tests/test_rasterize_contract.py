@@ -64,7 +64,7 @@ def test_shapes_ranges_and_depth_limits(backend, mode):
     if mode.endswith("ED"):
         depth, covered = drawn.images[..., -1], drawn.alphas[..., 0] > 0
         seen = (drawn.info.radii > 0).all(-1)
-        depths = drawn.info.depths[seen].double()
+        depths = drawn.info.depths[seen]
         assert depth[covered].min() >= depths.min() * (1 - 1e-5)
         assert depth[covered].max() <= depths.max() * (1 + 1e-5)
         assert (depth[~covered] == 0).all()
@@ -115,7 +115,7 @@ def test_transparent_gaussians_show_exactly_the_background(backend, count):
 def test_gradients_reach_every_parameter(backend, mode):
     scene = random_scene(34, rasterize_mode=mode, absgrad=True)
     drawn = draw(backend, scene, cotangents(scene))
-    seen = (drawn.info.radii > 0).all(-1).any(0).cpu()
+    seen = (drawn.info.radii > 0).all(-1).any(0)
     for name in PARAMETERS:
         touched = drawn.gradients[name].abs().reshape(len(seen), -1).sum(1) > 0
         assert touched[seen].double().mean() > 0.9, name
