@@ -135,8 +135,7 @@ def export(model: Model, folder: Path) -> list[Path]:
     return [path]
 
 
-def register() -> None:
-    METHODS["toy"] = Method("toy", "a tinted picture", "training_toy", loss_weight=0.5)
+METHOD = Method("toy", "a tinted picture", "training_toy", loss_weight=0.5)
 
 
 def write_scene(folder: Path, *, views: int = 5, tests: int = 2, size: int = 16) -> Path:
@@ -162,5 +161,5 @@ if __name__ == "__main__":
     from nfc_splat.errors import run_command
     from nfc_splat.train import main
 
-    register()
+    METHODS[METHOD.name] = METHOD
     run_command(main)
