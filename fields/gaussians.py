@@ -72,6 +72,10 @@ class Model(SceneModel):
         """Rebuild from a checkpoint, whatever N has become."""
         return cls(config, tensors, int(tensors["active_sh_degree"]))
 
+    @property
+    def primitives(self) -> int:
+        return len(self.means)
+
     def render(self, cameras: Cameras, pixels: Tensor | None = None, *, background: Tensor) -> Rendering:
         """Draw `cameras`, which must be of one size and undistorted.
 
@@ -171,7 +175,7 @@ class Recipe(BaseRecipe):
         means["lr"] *= (self.config.lr_means_final / self.config.lr_means) ** (1 / self.config.steps)
         if step % self.config.sh_degree_every == 0:
             model.active_sh_degree.add_(1).clamp_(max=self.config.sh_degree)
-        return {"primitives": len(model.means), **figures}
+        return {"primitives": model.primitives, **figures}
 
     def _screen_gradients(self, info: RasterInfo) -> Tensor:
         if self._base_gradients is not None:
