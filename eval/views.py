@@ -184,7 +184,9 @@ def _summarize(
     block["background"] = [float(value) for value in background]
     block |= extra.get("protocol", {})
     block |= {"versions": machine.versions(), "hardware": machine.hardware()}
-    summary["notes"] += [f"lpips_{net} is null: {reason}" for net, reason in networks.missing.items()]
+    for reason in dict.fromkeys(networks.missing.values()):
+        nets = " and ".join(f"lpips_{net}" for net, why in networks.missing.items() if why == reason)
+        summary["notes"].append(f"{nets} null: {reason}")
     return summary | {key: value for key, value in extra.items() if key != "protocol"} | {"protocol": block}
 
 

@@ -95,7 +95,7 @@ def test_without_networks_lpips_is_null_with_the_reason(tmp_path, monkeypatch):
     assert summary["lpips"] is None
     assert summary["lpips_vgg"] is None
     assert "torchvision is not installed" in summary["protocol"]["lpips"]["missing"]["alex"]
-    assert any(note.startswith("lpips_alex is null: torchvision") for note in summary["notes"])
+    assert summary["notes"][-1].startswith("lpips_alex and lpips_vgg null: torchvision")
 
 
 def test_the_model_draws_in_eval_mode_and_keeps_its_own(tmp_path):

@@ -1,0 +1,147 @@
+"""`python -m nfc_splat.eval {images,speed} ...`: measure a run's views, or how fast this machine draws and trains."""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nfc_splat.errors import UserError, run_command
+from nfc_splat.eval.images import PROTOCOLS
+from nfc_splat.files import read_json
+from nfc_splat.terminal import print_table, progress
+
+if TYPE_CHECKING:
+    from nfc_splat.training.load import LoadedRun
+
+# What only the end of training knows; a later evaluation of the same step keeps it.
+_KEPT = ("train_seconds", "peak_memory_mb")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Dispatch to a subcommand; returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    parser = argparse.ArgumentParser(prog="python -m nfc_splat.eval", description=__doc__.partition(": ")[2])
+    commands = {"images": "PSNR, SSIM and LPIPS of a run's views", "speed": "time of rendering and training steps"}
+    listing = "; ".join(f"{name}: {what}" for name, what in commands.items())
+    parser.add_argument("command", choices=list(commands), help=listing)
+    options = parser.parse_args(arguments[:1])
+    if options.command == "speed":
+        return import_module("nfc_splat.eval.speed").main(arguments[1:])
+    return images(arguments[1:])
+
+
+def images(arguments: Sequence[str]) -> int:
+    """Recompute the metrics of a run from its checkpoint, write them, and print them."""
+    options = _images_parser().parse_args(arguments)
+
+    from nfc_splat.eval.views import evaluate_views
+    from nfc_splat.rendering.kernels.threads import set_threads
+    from nfc_splat.training.config import choose_device
+    from nfc_splat.training.load import evaluation_facts, load_run
+
+    set_threads(None)
+    device = choose_device(options.device)
+    run = load_run(checkpoint_path(options.run, options.checkpoint), device, scene=options.scene)
+    protocol = PROTOCOLS[options.protocol or run.config.protocol]
+    split = run.scene.splits.get(options.split)
+    if not split:
+        present = ", ".join(f"{name} ({len(views)})" for name, views in run.scene.splits.items())
+        raise UserError(
+            f"--split {options.split}: {run.scene.name} has no such views, it has {present}; choose another --split, "
+            "or train with --test-every 8 to hold some out"
+        )
+    folder, tables = destination(options.run, run, protocol.name, options.split)
+    before = read_json(tables / "summary.json") if (tables / "summary.json").is_file() else {}
+    kept = {key: before[key] for key in _KEPT if key in before and before.get("step") == run.step}
+    with progress(len(split), "views") as advance:
+        summary = evaluate_views(
+            run.model,
+            split,
+            background=run.scene.background,
+            protocol=protocol,
+            device=device,
+            folder=folder,
+            extra=evaluation_facts(run) | kept,
+            split_name=options.split,
+            tables=tables,
+            download_lpips=options.download_lpips,
+            on_view=lambda name, score: advance(),
+        )
+    _report(summary, read_json(tables / "per_view.json"), before)
+    for path in (tables / "summary.json", tables / "per_view.json", folder / "renders", folder / "contact_sheet.png"):
+        print(f"  wrote {path}")
+    return 0
+
+
+def _images_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m nfc_splat.eval images",
+        description="Render a run's views from its checkpoint, compare them with the photographs, write the metrics.",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder, or one of its checkpoints")
+    parser.add_argument(
+        "--protocol", choices=list(PROTOCOLS), help="bit depth, SSIM window and LPIPS net (default: the run's own)"
+    )
+    parser.add_argument("--split", choices=("test", "train", "val"), default="test", help="which views (default: test)")
+    parser.add_argument("--checkpoint", type=int, metavar="STEP", help="which checkpoint (default: the newest)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to render")
+    parser.add_argument("--scene", type=Path, metavar="FOLDER", help="where the scene is now, if it was moved")
+    parser.add_argument("--download-lpips", action="store_true", help="fetch absent LPIPS weights (up to 760 MB)")
+    return parser
+
+
+def checkpoint_path(run: Path, step: int | None) -> Path:
+    """What `load_run` takes for `RUN --checkpoint STEP`; a `UserError` lists the steps there are."""
+    if step is None:
+        return run
+    from nfc_splat.training.checkpoint import checkpoint_files
+
+    files = checkpoint_files(run / "checkpoints")
+    if step not in files:
+        there = ", ".join(map(str, files)) or "none"
+        raise UserError(f"--checkpoint {step}: {run} has no checkpoint of that step, it has {there}")
+    return files[step]
+
+
+def destination(path: Path, run: "LoadedRun", protocol: str, split: str) -> tuple[Path, Path]:
+    """Where pictures and tables go: what training wrote is replaced by its equal, anything else gets its own folder."""
+    from nfc_splat.training.checkpoint import checkpoint_files
+    from nfc_splat.training.run import find_run
+
+    folder = find_run(path).folder
+    newest = max(checkpoint_files(folder / "checkpoints"), default=run.step)
+    if (protocol, split, run.step) == (run.config.protocol, "test", newest):
+        return folder, folder / "eval"
+    name = f"{protocol}-{split}" + ("" if run.step == newest else f"-step_{run.step:08d}")
+    return folder / "eval" / name, folder / "eval" / name
+
+
+def _report(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], before: Mapping[str, Any]) -> None:
+    """Print means and extremes, and whether they are what was recorded before."""
+    protocol = summary["protocol"]
+    print(f"{summary['title']}: step {summary['step']}, {summary['n_views']} {protocol['split']} views", end="")
+    print(f", protocol {protocol['name']} ({protocol['bit_depth']}, SSIM {protocol['ssim']['padding']})")
+    table = [["metric", "mean", "worst view", "", "best view", ""]]
+    metrics = {"psnr": ("PSNR", 2), "ssim": ("SSIM", 4)}
+    metrics |= {f"lpips_{net}": (f"LPIPS {net}", 4) for net in protocol["lpips"]["nets"]}
+    for key, (label, digits) in metrics.items():
+        values = sorted((row[key], row["name"]) for row in rows if row.get(key) is not None)
+        if values:
+            worst, best = (values[-1], values[0]) if key.startswith("lpips") else (values[0], values[-1])
+            table.append([label, f"{summary[key]:.{digits}f}", *_cell(worst, digits), *_cell(best, digits)])
+    print_table(table, numbers=(1, 2, 4))
+    for note in summary["notes"]:
+        print(f"  note: {note}")
+    if before.get("step") == summary["step"] and before.get("psnr") is not None and summary["psnr"] is not None:
+        change = summary["psnr"] - before["psnr"]
+        print(f"  recorded before: PSNR {before['psnr']:.2f} dB, {'equal' if change == 0 else f'{change:+.2g} dB now'}")
+
+
+def _cell(value: tuple[float, str], digits: int) -> tuple[str, str]:
+    return f"{value[0]:.{digits}f}", value[1]
+
+
+if __name__ == "__main__":
+    run_command(main)

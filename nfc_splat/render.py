@@ -1,0 +1,275 @@
+"""`python -m nfc_splat.render RUN`: draw a trained model from its own views or along a camera path.
+
+Writes below RUN/rendered/PATH: color/, alpha/ and depth/ (00000.png, 00001.png, ...), depth_preview/, frames.json with
+the cameras and the meaning of the depth values, and videos on request.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nfc_splat.errors import UserError, run_command
+from nfc_splat.files import write_json
+from nfc_splat.rendering.paths import PATHS, camera_path, camera_to_world
+from nfc_splat.rendering.video import FRAME_PATTERN, VIDEOS, check_video, write_video
+from nfc_splat.terminal import progress
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from nfc_splat.cameras import Cameras
+    from nfc_splat.rendering import SceneModel
+    from nfc_splat.training.load import LoadedRun
+
+SPLITS = ("test", "train", "val")
+OUTPUTS = ("color", "depth", "alpha")
+OPAQUE = 0.5
+MOST_FRAMES = 99_999
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Render as the command line says; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    _check(options)
+
+    from nfc_splat.eval.__main__ import checkpoint_path
+    from nfc_splat.rendering.kernels.threads import set_threads
+    from nfc_splat.training.config import choose_device
+    from nfc_splat.training.load import load_run
+    from nfc_splat.training.run import find_run
+
+    set_threads(None)
+    device = choose_device(options.device)
+    run = load_run(checkpoint_path(options.run, options.checkpoint), device, scene=options.scene)
+    cameras, names = choose_cameras(run, options)
+    if options.video:
+        check_video(options.video, len(cameras), *_one_size(cameras))
+    folder = options.out or find_run(options.run).folder / "rendered" / options.path
+    background = _background(run, options.background).to(device)
+    with progress(len(cameras), options.path) as advance:
+        saturated = 0
+        for index in range(len(cameras)):
+            saturated += draw_frame(run.model, cameras[index].to(device), background, folder, index, options)
+            advance()
+    _remove_later_frames(folder, len(cameras))
+    write_json(folder / "frames.json", _describe(run, cameras, names, background, options))
+    written = [folder / output for output in options.outputs]
+    if "depth" in options.outputs:
+        write_depth_previews(folder, len(cameras))
+        written.append(folder / "depth_preview")
+    _report(run, options, len(cameras), saturated)
+    for path in [*written, folder / "frames.json", *_write_videos(folder, options)]:
+        print(f"  wrote {path}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m nfc_splat.render",
+        description="Draw a trained model from its own views or along a camera path: colours, depth, alpha, videos.",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder, or one of its checkpoints")
+    parser.add_argument(
+        "--path",
+        choices=(*SPLITS, *PATHS),
+        default="test",
+        help="a split's views; orbit: around what the cameras look at; interpolate: a smooth curve through training "
+        "cameras; spiral: around the middle camera (default: test)",
+    )
+    parser.add_argument("--frames", type=int, default=120, metavar="N", help="frames of a path (default: 120)")
+    parser.add_argument("--fps", type=float, default=30.0, help="frames per second of a video (default: 30)")
+    parser.add_argument("--width", type=int, metavar="PIXELS", help="(default: the photographs')")
+    parser.add_argument("--height", type=int, metavar="PIXELS", help="(default: the photographs')")
+    parser.add_argument(
+        "--video", nargs="?", choices=VIDEOS, const="mp4", help="also write videos; mp4 unless webp is asked for"
+    )
+    parser.add_argument("--outputs", nargs="+", choices=OUTPUTS, default=list(OUTPUTS), help="(default: all)")
+    parser.add_argument(
+        "--depth-scale", type=float, default=1000.0, help="value of one world unit in the depth images (default: 1000)"
+    )
+    parser.add_argument("--background", choices=("scene", "white", "black"), default="scene")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="(default: RUN/rendered/PATH)")
+    parser.add_argument("--checkpoint", type=int, metavar="STEP", help="which checkpoint (default: the newest)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to render")
+    parser.add_argument("--scene", type=Path, metavar="FOLDER", help="where the scene is now, if it was moved")
+    return parser
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Refuse numbers that make no sense, by flag."""
+    limits = {"frames": MOST_FRAMES, "fps": 1000, "width": 32768, "height": 32768, "depth_scale": 1e9}
+    for name, most in limits.items():
+        value = getattr(options, name)
+        least = 1e-9 if name == "depth_scale" else 1
+        if value is not None and not least <= value <= most:
+            raise UserError(f"--{name.replace('_', '-')} {value:g}: expected {least:g} to {most:g}")
+    if options.video and "color" not in options.outputs and "depth" not in options.outputs:
+        raise UserError("--video: alpha alone makes no video; add color or depth to --outputs")
+
+
+def choose_cameras(run: "LoadedRun", options: argparse.Namespace) -> tuple["Cameras", list[str] | None]:
+    """The cameras to draw from, and what their photographs are called, if they have any."""
+    import torch
+
+    if options.path in SPLITS:
+        split = run.scene.splits.get(options.path)
+        if not split:
+            present = ", ".join(f"{name} ({len(views)})" for name, views in run.scene.splits.items())
+            raise UserError(f"--path {options.path}: {run.scene.name} has no such views, it has {present}")
+        sizes = torch.tensor([_scaled(size, options) for size in split.cameras.sizes.tolist()])
+        return split.cameras.resized(sizes), list(split.names)
+    cameras = run.scene.splits["train"].cameras
+    width, height = _scaled(cameras.sizes.median(0).values.tolist(), options)
+    return camera_path(options.path, cameras, options.frames, width, height), None
+
+
+def _scaled(size: Sequence[int], options: argparse.Namespace) -> tuple[int, int]:
+    """The size asked for; where only one side is, the other follows the proportions of `size`."""
+    width, height = size
+    if options.width and options.height:
+        return options.width, options.height
+    if options.width:
+        return options.width, max(1, round(height * options.width / width))
+    if options.height:
+        return max(1, round(width * options.height / height)), options.height
+    return width, height
+
+
+def _one_size(cameras: "Cameras") -> tuple[int, int]:
+    sizes = {tuple(size) for size in cameras.sizes.tolist()}
+    if len(sizes) > 1:
+        raise UserError(f"--video: the views have {len(sizes)} different sizes; give --width and --height")
+    return sizes.pop()
+
+
+def _background(run: "LoadedRun", name: str) -> "Tensor":
+    import torch
+
+    return run.scene.background if name == "scene" else torch.full((3,), 1.0 if name == "white" else 0.0)
+
+
+def draw_frame(
+    model: "SceneModel",
+    camera: "Cameras",
+    background: "Tensor",
+    folder: Path,
+    index: int,
+    options: argparse.Namespace,
+) -> int:
+    """Render one camera and write the pictures asked for; returns how many depth values did not fit in 16 bits."""
+    import numpy as np
+    import torch
+
+    from nfc_splat.eval.pictures import to_bytes, write_png
+    from nfc_splat.eval.views import render_view
+
+    drawn = render_view(model, camera, background)
+    file = FRAME_PATTERN % index
+    if "color" in options.outputs:
+        write_png(folder / "color" / file, to_bytes(drawn.color[0]))
+    if "alpha" in options.outputs:
+        write_png(folder / "alpha" / file, to_bytes(drawn.alpha[0, ..., 0]))
+    if "depth" not in options.outputs:
+        return 0
+    solid = drawn.alpha[0, ..., 0] >= OPAQUE
+    values = torch.where(solid, drawn.depth[0, ..., 0].double() * options.depth_scale, 0.0)
+    values = torch.nan_to_num(values, nan=0.0).round()
+    write_png(folder / "depth" / file, values.clamp(0, 65535).cpu().numpy().astype(np.uint16))
+    return int((values > 65535).sum())
+
+
+def _remove_later_frames(folder: Path, count: int) -> None:
+    """Remove what an earlier, longer path left, which would end up in the videos."""
+    for output in (*OUTPUTS, "depth_preview"):
+        for path in (folder / output).glob("[0-9][0-9][0-9][0-9][0-9].png"):
+            if int(path.stem) >= count:
+                path.unlink()
+
+
+def write_depth_previews(folder: Path, count: int) -> None:
+    """Colour the depth images, near bright and far dark, with one range of 1 / depth for the whole path."""
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from nfc_splat.eval.pictures import colorize, write_png
+
+    def disparity(index: int) -> "Tensor":
+        with Image.open(folder / "depth" / (FRAME_PATTERN % index), formats=("PNG",)) as image:
+            values = torch.from_numpy(np.asarray(image).astype(np.float64))
+        return torch.where(values > 0, 1 / values.clamp_min(1), 0.0)
+
+    chosen = range(0, count, max(1, count // 20))
+    seen = torch.cat([(found := disparity(index))[found > 0][::17] for index in chosen])
+    low, high = (0.0, 1.0) if not len(seen) else seen.quantile(torch.tensor([0.01, 0.99]).double()).tolist()
+    # Leave room below the far end, so that surfaces there differ from nothing at all.
+    low -= 0.15 * (high - low)
+    for index in range(count):
+        write_png(folder / "depth_preview" / (FRAME_PATTERN % index), colorize(disparity(index), low, high))
+
+
+def _write_videos(folder: Path, options: argparse.Namespace) -> list[Path]:
+    """One video of the colours and one of the depth previews, whichever were drawn."""
+    if not options.video:
+        return []
+    videos = []
+    for output, frames in (("color", "color"), ("depth", "depth_preview")):
+        if output in options.outputs:
+            path = folder / f"{output}.{options.video}"
+            write_video(path, folder / frames, options.video, options.fps)
+            videos.append(path)
+    return videos
+
+
+def _describe(
+    run: "LoadedRun",
+    cameras: "Cameras",
+    names: list[str] | None,
+    background: "Tensor",
+    options: argparse.Namespace,
+) -> Mapping[str, Any]:
+    """The content of frames.json."""
+    poses, Ks, sizes = camera_to_world(cameras).tolist(), cameras.Ks.tolist(), cameras.sizes.tolist()
+    frames = []
+    for index in range(len(cameras)):
+        frame: dict[str, Any] = {"file": FRAME_PATTERN % index}
+        if names is not None:
+            frame["name"] = names[index]
+        frame |= {"width": sizes[index][0], "height": sizes[index][1], "camera_to_world": poses[index], "K": Ks[index]}
+        if cameras.times is not None:
+            frame["time"] = float(cameras.times[index])
+        frames.append(frame)
+    return {
+        "method": run.config.method,
+        "step": run.step,
+        "path": options.path,
+        "fps": options.fps,
+        "background": background.tolist(),
+        "axes": "camera_to_world in OpenCV axes (x right, y down, z forward), in the input scene's frame and units; "
+        "K in pixels for pixel centres at +0.5",
+        "depth": {
+            "file": "16-bit grey PNG",
+            "meaning": "expected z-depth: distance along the camera's viewing axis, not along the pixel's ray",
+            "scale": options.depth_scale,
+            "unit": "value / scale is in the input scene's units",
+            "zero": f"nothing there: alpha below {OPAQUE}",
+        },
+        "frames": frames,
+    }
+
+
+def _report(run: "LoadedRun", options: argparse.Namespace, count: int, saturated: int) -> None:
+    """Say what was drawn, and what did not fit."""
+    print(f"{run.scene.name}, {run.config.method}: step {run.step}, {count} frames, path {options.path}")
+    if saturated:
+        print(
+            f"warning: {saturated} depth values exceed {65535 / options.depth_scale:g} units, the most that 16 bits "
+            f"hold at --depth-scale {options.depth_scale:g}; give a smaller one",
+            file=sys.stderr,
+        )
+
+
+if __name__ == "__main__":
+    run_command(main)
