@@ -1,1 +1,1 @@
-"""The numeric kernels, one module per operation and device; `nfc_splat.rendering.rasterize` and its neighbours choose."""
+"""The numeric kernels, one module per operation and device; `nfc_splat.rendering.rasterize` chooses among them."""

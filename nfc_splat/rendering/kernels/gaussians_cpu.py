@@ -148,7 +148,8 @@ def rasterize_cpu(
     image = image[..., : sh0.shape[2] + with_depth]
     if render_mode.endswith("ED"):
         image = torch.cat([image[..., :-1], image[..., -1:] / alphas.clamp_min(1e-10)], -1)
-    info = RasterInfo(means2d, radii, depths, splats[..., :3], splats[..., 3], width, height)
+    a, s, r, used, *_ = splats.detach().unbind(-1)
+    info = RasterInfo(means2d, radii, depths, torch.stack([a, a * s, r + a * s * s], -1), used, width, height)
     return image.to(means.dtype), alphas.to(means.dtype), info
 
 

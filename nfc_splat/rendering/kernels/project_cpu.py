@@ -206,7 +206,8 @@ def project_forward(
                 continue
             means2d[i, 0], means2d[i, 1], depths[i] = u, v, z
             radii[i, 0], radii[i, 1] = np.int32(min(radius_x, MAX_RADIUS)), np.int32(min(radius_y, MAX_RADIUS))
-            splats[i, 0], splats[i, 1], splats[i, 2] = (c + eps2d) / det, -b / det, (a + eps2d) / det
+            c += eps2d
+            splats[i, 0], splats[i, 1], splats[i, 2] = c / det, -b / c, f32(1) / c
             splats[i, 3] = opacity
             if degree < 0:
                 for channel in range(channels):
@@ -228,7 +229,8 @@ def project_forward(
 @inlined
 def _conic_to_covariance(splats, v_splats, i):
     """dL/dcov2d = -conic (dL/dconic) conic, as (aa, off-diagonal once, cc)."""
-    A, B, C = splats[i, 0], splats[i, 1], splats[i, 2]
+    A, B = splats[i, 0], splats[i, 0] * splats[i, 1]
+    C = splats[i, 2] + B * splats[i, 1]
     vA, vB, vC = v_splats[i, 0], f32(0.5) * v_splats[i, 1], v_splats[i, 2]
     p, q = A * vA + B * vB, A * vB + B * vC
     r, s = B * vA + C * vB, B * vB + C * vC
@@ -295,7 +297,8 @@ def project_backward(
     """Gradients of `project_forward`'s inputs; zero for culled Gaussians.
 
     Args:
-        v_means2d [N, 2], v_splats as splats: cotangents. The rest as in `project_forward`.
+        v_means2d [N, 2], v_splats [N, 4 + D]: cotangents, of the conic (A, B, C), the opacity and the channels. The
+        rest as in `project_forward`.
 
     Returns:
         v_means, v_quats, v_scales, v_opacities, v_sh0, v_shN.

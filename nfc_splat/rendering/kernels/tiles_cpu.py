@@ -5,10 +5,11 @@ depth order, so a tile's list is sorted without sorting per tile. Within a tile 
 constant trip count and no branches: that is the shape that LLVM vectorises.
 
 Symbols: N Gaussians, I intersections (Gaussian, tile), D channels (a multiple of CHANNELS), H rows, W columns.
-A Gaussian's row in `splats` [N, 4 + D] is conic (A, B, C), opacity, channels; alpha = opacity * exp(-sigma) with
-sigma = (A dx^2 + C dy^2) / 2 + B dx dy and (dx, dy) = mean - pixel centre. Conventions are gsplat's: alpha is capped at
-0.999, skipped below 1/255, and the Gaussian that would bring the transmittance T to 1e-4 or less ends the pixel and is
-not drawn.
+A Gaussian's row in `splats` [N, 4 + D] is a, s, r, opacity, channels; alpha = opacity * exp(-sigma) with
+2 sigma = a (dx + s dy)^2 + r dy^2 and (dx, dy) = mean - pixel centre. This is the inverse 2D covariance, "conic"
+(A, B, C) = (a, a s, r + a s^2), after one step of Cholesky: a needle's sigma does not cancel and is never negative.
+Conventions are gsplat's: alpha is capped at 0.999, skipped below 1/255, and the Gaussian that would bring the
+transmittance T to 1e-4 or less ends the pixel and is not drawn.
 """
 
 import numpy as np
@@ -20,7 +21,7 @@ TILE = 8
 PIXELS = TILE * TILE
 CHANNELS = 4  # composited at a time: RGB and depth. A fixed number keeps offsets constant; more come in groups.
 ALPHA_MIN, ALPHA_MAX, T_STOP = f32(1.0 / 255.0), f32(0.999), f32(1e-4)
-LOG2_E = f32(1.4426950408889634)
+HALF_LOG2_E = f32(-0.5 * 1.4426950408889634)  # exp(-x / 2) = 2^(HALF_LOG2_E x)
 STOP_TEST_EVERY = 8  # Gaussians between two looks at whether every pixel of the tile has ended
 
 # Rows of a tile's scratch buffer, PIXELS floats each. One buffer and constant offsets let LLVM see that rows never
@@ -82,19 +83,16 @@ def _first_spans(order, means2d, radii, tiles_y):
 def _write_spans(means2d, radii, splats, i, tiles_x, tiles_y, spans):
     """Tile columns [first, last) that a Gaussian's 1/255 ellipse touches in each of its tile rows: spans [rows, 2].
 
-    The ellipse {A dx^2 + 2 B dx dy + C dy^2 <= threshold}, cut by the slab of a row's pixel centres, is convex, so it
+    The ellipse {a (dx + s dy)^2 + r dy^2 <= threshold}, cut by the slab of a row's pixel centres, is convex, so it
     touches exactly the tiles between its leftmost and rightmost points: the tips of the ellipse where they lie in the
-    slab, else points on the slab's edges. A conic that rounding made indefinite keeps the box of its radii.
+    slab, else points on the slab's edges.
     """
     mx, my = np.float64(means2d[i, 0]), np.float64(means2d[i, 1])
-    A, B, C = np.float64(splats[i, 0]), np.float64(splats[i, 1]), np.float64(splats[i, 2])
+    a, s, r = np.float64(splats[i, 0]), np.float64(splats[i, 1]), np.float64(splats[i, 2])
     threshold = 2.0 * np.log(max(255.0 * splats[i, 3], 1.0)) * 1.0001 + 1e-4  # rounding must not lose an edge pixel
-    det = A * C - B * B
-    width, height, tip, inverse = np.float64(radii[i, 0]), np.float64(radii[i, 1]), 0.0, 0.0
-    if det > 0.0:
-        width = min(width, np.sqrt(threshold * C / det))
-        height = min(height, np.sqrt(threshold * A / det))
-        tip, inverse = -B / C * width, 1.0 / A
+    height = np.sqrt(threshold / r)
+    width = np.sqrt(threshold * (1.0 / a + s * s / r))
+    tip = -s / r * threshold / width
     first_row, last_row = _tile_rows(means2d, radii, i, tiles_y)
     for row in range(first_row, last_row):
         low = row * TILE + 0.5 - my
@@ -102,15 +100,11 @@ def _write_spans(means2d, radii, splats, i, tiles_x, tiles_y, spans):
         if high < -height or low > height:
             spans[row - first_row, 0] = spans[row - first_row, 1] = 0
             continue
-        left, right = -width, width
-        if det > 0.0:
-            low, high = max(low, -height), min(high, height)
-            root_low = np.sqrt(max(A * threshold - det * low * low, 0.0))
-            root_high = np.sqrt(max(A * threshold - det * high * high, 0.0))
-            if not low <= tip <= high:
-                right = max(root_low - B * low, root_high - B * high) * inverse
-            if not low <= -tip <= high:
-                left = min(-root_low - B * low, -root_high - B * high) * inverse
+        low, high = max(low, -height), min(high, height)
+        half_low = np.sqrt(max(threshold - r * low * low, 0.0) / a)
+        half_high = np.sqrt(max(threshold - r * high * high, 0.0) / a)
+        right = width if low <= tip <= high else max(half_low - s * low, half_high - s * high)
+        left = -width if low <= -tip <= high else min(-half_low - s * low, -half_high - s * high)
         first, last = np.floor((mx + left - 0.5) / TILE), np.floor((mx + right - 0.5) / TILE) + 1.0
         spans[row - first_row, 0] = int(min(max(first, 0.0), tiles_x))
         spans[row - first_row, 1] = int(min(max(last, 0.0), tiles_x))
@@ -204,13 +198,12 @@ def bin_gaussians(means2d, radii, depths, splats, width, height, chunks):
 
 
 @inlined
-def _alpha(buffer, p, mean_x, mean_y, A, B, C, opacity):
+def _alpha(buffer, p, mean_x, mean_y, a, s, r, opacity):
     """Uncapped alpha of one pixel, 0 where it is skipped."""
-    dx = mean_x - buffer[ROW_X * PIXELS + p]
     dy = mean_y - buffer[ROW_Y * PIXELS + p]
-    sigma = f32(0.5) * (A * dx * dx + C * dy * dy) + B * dx * dy
-    alpha = opacity * exp2_negative(-LOG2_E * max(sigma, f32(0.0)))
-    return alpha if (sigma >= f32(0.0)) & (alpha >= ALPHA_MIN) else f32(0.0)
+    along = mean_x - buffer[ROW_X * PIXELS + p] + s * dy
+    alpha = opacity * exp2_negative((HALF_LOG2_E * a) * along * along + (HALF_LOG2_E * r) * dy * dy)
+    return alpha if alpha >= ALPHA_MIN else f32(0.0)
 
 
 @kernel
@@ -234,10 +227,10 @@ def _all_ended(buffer):
 
 
 @kernel
-def _blend(buffer, mean_x, mean_y, A, B, C, opacity, c0, c1, c2, c3):
+def _blend(buffer, mean_x, mean_y, a, s, r, opacity, c0, c1, c2, c3):
     """Draw one Gaussian over the tile: channels += alpha T c, and T moves behind it."""
     for p in range(PIXELS):
-        alpha = min(_alpha(buffer, p, mean_x, mean_y, A, B, C, opacity), ALPHA_MAX)
+        alpha = min(_alpha(buffer, p, mean_x, mean_y, a, s, r, opacity), ALPHA_MAX)
         T = buffer[ROW_T * PIXELS + p]
         weight = alpha * max(T, f32(0.0))
         left = T - weight
@@ -269,9 +262,9 @@ def composite_forward(means2d, splats, group, offsets, gaussian_ids, backgrounds
             slot, end = offsets[tile], offsets[tile + 1]
             while slot < end:
                 i = gaussian_ids[slot]
-                A, B, C, opacity = splats[i, 0], splats[i, 1], splats[i, 2], splats[i, 3]
+                a, s, r, opacity = splats[i, 0], splats[i, 1], splats[i, 2], splats[i, 3]
                 c0, c1, c2, c3 = splats[i, first], splats[i, first + 1], splats[i, first + 2], splats[i, first + 3]
-                _blend(buffer, means2d[i, 0], means2d[i, 1], A, B, C, opacity, c0, c1, c2, c3)
+                _blend(buffer, means2d[i, 0], means2d[i, 1], a, s, r, opacity, c0, c1, c2, c3)
                 slot += 1
                 if (slot - offsets[tile]) % STOP_TEST_EVERY == 0 and _all_ended(buffer):
                     break
@@ -303,7 +296,7 @@ def _start_backward(buffer, tile_x, tile_y, colors, transmittances, v_colors, v_
 
 
 @kernel
-def _blend_backward(buffer, mean_x, mean_y, A, B, C, opacity, c0, c1, c2, c3):
+def _blend_backward(buffer, mean_x, mean_y, a, s, r, opacity, c0, c1, c2, c3):
     """As `_blend`, and the loss gradient with respect to each pixel's sigma.
 
     With v the colours' cotangent and Q the cotangent-weighted light from behind the Gaussian (drawn light, background
@@ -311,7 +304,7 @@ def _blend_backward(buffer, mean_x, mean_y, A, B, C, opacity, c0, c1, c2, c3):
     capped.
     """
     for p in range(PIXELS):
-        raw = _alpha(buffer, p, mean_x, mean_y, A, B, C, opacity)
+        raw = _alpha(buffer, p, mean_x, mean_y, a, s, r, opacity)
         alpha = min(raw, ALPHA_MAX)
         T = buffer[ROW_T * PIXELS + p]
         weight = alpha * max(T, f32(0.0))
@@ -332,37 +325,37 @@ def _blend_backward(buffer, mean_x, mean_y, A, B, C, opacity, c0, c1, c2, c3):
 @reduction
 def _sum_gradients(buffer, mean_x, mean_y, gradient):
     """Sums over the tile into gradient[0:10]: moments 1, dx, dy, dx^2, dx dy, dy^2 of dL/dsigma, then dL/dchannels."""
-    s, sx, sy, sxx, sxy, syy = f32(0), f32(0), f32(0), f32(0), f32(0), f32(0)
+    m, mx, my, mxx, mxy, myy = f32(0), f32(0), f32(0), f32(0), f32(0), f32(0)
     v0, v1, v2, v3 = f32(0), f32(0), f32(0), f32(0)
     for p in range(PIXELS):
         v_sigma, weight = buffer[ROW_SIGMA * PIXELS + p], buffer[ROW_WEIGHT * PIXELS + p]
         dx = mean_x - buffer[ROW_X * PIXELS + p]
         dy = mean_y - buffer[ROW_Y * PIXELS + p]
         vx, vy = v_sigma * dx, v_sigma * dy
-        s += v_sigma
-        sx += vx
-        sy += vy
-        sxx += vx * dx
-        sxy += vx * dy
-        syy += vy * dy
+        m += v_sigma
+        mx += vx
+        my += vy
+        mxx += vx * dx
+        mxy += vx * dy
+        myy += vy * dy
         v0 += weight * buffer[ROW_C0 * PIXELS + p]
         v1 += weight * buffer[ROW_C1 * PIXELS + p]
         v2 += weight * buffer[ROW_C2 * PIXELS + p]
         v3 += weight * buffer[ROW_C3 * PIXELS + p]
-    gradient[0], gradient[1], gradient[2], gradient[3], gradient[4], gradient[5] = s, sx, sy, sxx, sxy, syy
+    gradient[0], gradient[1], gradient[2], gradient[3], gradient[4], gradient[5] = m, mx, my, mxx, mxy, myy
     gradient[6], gradient[7], gradient[8], gradient[9] = v0, v1, v2, v3
 
 
 @reduction
-def _sum_absolute(buffer, mean_x, mean_y, A, B, C, gradient):
+def _sum_absolute(buffer, mean_x, mean_y, a, s, r, gradient):
     """Sums over the tile of |dL/dmean_x| and |dL/dmean_y| per pixel (AbsGS, Ye et al. 2024) into gradient[10:12]."""
     ax, ay = f32(0), f32(0)
     for p in range(PIXELS):
         v_sigma = buffer[ROW_SIGMA * PIXELS + p]
-        dx = mean_x - buffer[ROW_X * PIXELS + p]
         dy = mean_y - buffer[ROW_Y * PIXELS + p]
-        ax += abs(v_sigma * (A * dx + B * dy))
-        ay += abs(v_sigma * (B * dx + C * dy))
+        v_along = a * (mean_x - buffer[ROW_X * PIXELS + p] + s * dy)
+        ax += abs(v_sigma * v_along)
+        ay += abs(v_sigma * (s * v_along + r * dy))
     gradient[10], gradient[11] = ax, ay
 
 
@@ -390,12 +383,12 @@ def composite_backward(
             for slot in range(offsets[tile], ends[tile]):
                 i = gaussian_ids[slot]
                 mean_x, mean_y = means2d[i, 0], means2d[i, 1]
-                A, B, C, opacity = splats[i, 0], splats[i, 1], splats[i, 2], splats[i, 3]
+                a, s, r, opacity = splats[i, 0], splats[i, 1], splats[i, 2], splats[i, 3]
                 c0, c1, c2, c3 = splats[i, first], splats[i, first + 1], splats[i, first + 2], splats[i, first + 3]
-                _blend_backward(buffer, mean_x, mean_y, A, B, C, opacity, c0, c1, c2, c3)
+                _blend_backward(buffer, mean_x, mean_y, a, s, r, opacity, c0, c1, c2, c3)
                 _sum_gradients(buffer, mean_x, mean_y, gradients[slot])
                 if absgrad:
-                    _sum_absolute(buffer, mean_x, mean_y, A, B, C, gradients[slot])
+                    _sum_absolute(buffer, mean_x, mean_y, a, s, r, gradients[slot])
     return gradients
 
 
@@ -404,6 +397,7 @@ def gather_gradients(order, first_slot, slots, gradients, splats, group, v_means
     """Sum every Gaussian's rows, turn moments into gradients and add them up.
 
     Adds to v_means2d [N, 2], v_splats [N, 4 + D] and, where it has rows, v_absolute [N, 2] at the visible Gaussians.
+    The first three columns of v_splats are the gradient of the conic (A, B, C), which is what projection goes on with.
     """
     for worker in prange(workers):
         total = np.empty(gradients.shape[1], f32)
@@ -414,8 +408,9 @@ def gather_gradients(order, first_slot, slots, gradients, splats, group, v_means
                 slot = slots[k_slot]
                 for j in range(total.size):
                     total[j] += gradients[slot, j]
-            v_means2d[i, 0] += splats[i, 0] * total[1] + splats[i, 1] * total[2]
-            v_means2d[i, 1] += splats[i, 1] * total[1] + splats[i, 2] * total[2]
+            v_along = splats[i, 0] * (total[1] + splats[i, 1] * total[2])
+            v_means2d[i, 0] += v_along
+            v_means2d[i, 1] += splats[i, 1] * v_along + splats[i, 2] * total[2]
             v_splats[i, 0] += f32(0.5) * total[3]
             v_splats[i, 1] += total[4]
             v_splats[i, 2] += f32(0.5) * total[5]
