@@ -350,7 +350,7 @@ def test_a_mask_of_one_image_makes_weights_for_the_batch(configure, scene):
 
 
 def poison(monkeypatch, bad, where="loss"):
-    """Make the loss, or only the gradient, NaN in those calls, counted from 1, for which `bad` holds; gives the calls."""
+    """Make the loss, or only the gradient, NaN in those calls, from 1, for which `bad` holds; gives the calls."""
     calls = []
     original = training_toy.Recipe.photometric
 
