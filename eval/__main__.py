@@ -7,7 +7,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nfc_splat.errors import UserError, run_command
+from nfc_splat.chosen_run import SPLITS, add_run_arguments, chosen_split, load_chosen_run
+from nfc_splat.errors import run_command
 from nfc_splat.eval.images import PROTOCOLS
 from nfc_splat.files import read_json
 from nfc_splat.terminal import print_table, progress
@@ -37,21 +38,11 @@ def images(arguments: Sequence[str]) -> int:
     options = _images_parser().parse_args(arguments)
 
     from nfc_splat.eval.views import evaluate_views
-    from nfc_splat.rendering.kernels.threads import set_threads
-    from nfc_splat.training.config import choose_device
-    from nfc_splat.training.load import evaluation_facts, load_run
+    from nfc_splat.training.load import evaluation_facts
 
-    set_threads(None)
-    device = choose_device(options.device)
-    run = load_run(checkpoint_path(options.run, options.checkpoint), device, scene=options.scene)
+    run, device = load_chosen_run(options)
     protocol = PROTOCOLS[options.protocol or run.config.protocol]
-    split = run.scene.splits.get(options.split)
-    if not split:
-        present = ", ".join(f"{name} ({len(views)})" for name, views in run.scene.splits.items())
-        raise UserError(
-            f"--split {options.split}: {run.scene.name} has no such views, it has {present}; choose another --split, "
-            "or train with --test-every 8 to hold some out"
-        )
+    split = chosen_split(run, "--split", options.split)
     folder, tables = destination(options.run, run, protocol.name, options.split)
     before = read_json(tables / "summary.json") if (tables / "summary.json").is_file() else {}
     kept = {key: before[key] for key in _KEPT if key in before and before.get("step") == run.step}
@@ -80,29 +71,13 @@ def _images_parser() -> argparse.ArgumentParser:
         prog="python -m nfc_splat.eval images",
         description="Render a run's views from its checkpoint, compare them with the photographs, write the metrics.",
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder, or one of its checkpoints")
+    add_run_arguments(parser)
     parser.add_argument(
         "--protocol", choices=list(PROTOCOLS), help="bit depth, SSIM window and LPIPS net (default: the run's own)"
     )
-    parser.add_argument("--split", choices=("test", "train", "val"), default="test", help="which views (default: test)")
-    parser.add_argument("--checkpoint", type=int, metavar="STEP", help="which checkpoint (default: the newest)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to render")
-    parser.add_argument("--scene", type=Path, metavar="FOLDER", help="where the scene is now, if it was moved")
+    parser.add_argument("--split", choices=SPLITS, default="test", help="which views (default: test)")
     parser.add_argument("--download-lpips", action="store_true", help="fetch absent LPIPS weights (up to 760 MB)")
     return parser
-
-
-def checkpoint_path(run: Path, step: int | None) -> Path:
-    """What `load_run` takes for `RUN --checkpoint STEP`; a `UserError` lists the steps there are."""
-    if step is None:
-        return run
-    from nfc_splat.training.checkpoint import checkpoint_files
-
-    files = checkpoint_files(run / "checkpoints")
-    if step not in files:
-        there = ", ".join(map(str, files)) or "none"
-        raise UserError(f"--checkpoint {step}: {run} has no checkpoint of that step, it has {there}")
-    return files[step]
 
 
 def destination(path: Path, run: "LoadedRun", protocol: str, split: str) -> tuple[Path, Path]:

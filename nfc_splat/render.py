@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nfc_splat.chosen_run import SPLITS, add_run_arguments, chosen_split, load_chosen_run
 from nfc_splat.errors import UserError, run_command
 from nfc_splat.files import write_json
 from nfc_splat.rendering.paths import PATHS, camera_path, camera_to_world
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from nfc_splat.rendering import SceneModel
     from nfc_splat.training.load import LoadedRun
 
-SPLITS = ("test", "train", "val")
 OUTPUTS = ("color", "depth", "alpha")
 OPAQUE = 0.5
 MOST_FRAMES = 99_999
@@ -34,15 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     _check(options)
 
-    from nfc_splat.eval.__main__ import checkpoint_path
-    from nfc_splat.rendering.kernels.threads import set_threads
-    from nfc_splat.training.config import choose_device
-    from nfc_splat.training.load import load_run
     from nfc_splat.training.run import find_run
 
-    set_threads(None)
-    device = choose_device(options.device)
-    run = load_run(checkpoint_path(options.run, options.checkpoint), device, scene=options.scene)
+    run, device = load_chosen_run(options)
     cameras, names = choose_cameras(run, options)
     if options.video:
         check_video(options.video, len(cameras), *_one_size(cameras))
@@ -70,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m nfc_splat.render",
         description="Draw a trained model from its own views or along a camera path: colours, depth, alpha, videos.",
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder, or one of its checkpoints")
+    add_run_arguments(parser)
     parser.add_argument(
         "--path",
         choices=(*SPLITS, *PATHS),
@@ -91,9 +85,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--background", choices=("scene", "white", "black"), default="scene")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="(default: RUN/rendered/PATH)")
-    parser.add_argument("--checkpoint", type=int, metavar="STEP", help="which checkpoint (default: the newest)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to render")
-    parser.add_argument("--scene", type=Path, metavar="FOLDER", help="where the scene is now, if it was moved")
     return parser
 
 
@@ -114,10 +105,7 @@ def choose_cameras(run: "LoadedRun", options: argparse.Namespace) -> tuple["Came
     import torch
 
     if options.path in SPLITS:
-        split = run.scene.splits.get(options.path)
-        if not split:
-            present = ", ".join(f"{name} ({len(views)})" for name, views in run.scene.splits.items())
-            raise UserError(f"--path {options.path}: {run.scene.name} has no such views, it has {present}")
+        split = chosen_split(run, "--path", options.path)
         sizes = torch.tensor([_scaled(size, options) for size in split.cameras.sizes.tolist()])
         return split.cameras.resized(sizes), list(split.names)
     cameras = run.scene.splits["train"].cameras

@@ -32,7 +32,8 @@ def trained(tmp_path_factory):
     """A run of a few steps: (scene folder, run folder)."""
     folder = tmp_path_factory.mktemp("doors")
     scene = write_blender_scene(folder / "ball", train=10, test=3)
-    result = command("train", "ball", "--out", "run", "--steps", "60", "--seed", "1", cwd=folder)
+    size = ("--steps", "60", "--init-points", "1500", "--max-primitives", "3000")
+    result = command("train", "ball", "--out", "run", "--seed", "1", *size, cwd=folder)
     assert result.returncode == 0, result.stderr
     return scene, folder / "run"
 

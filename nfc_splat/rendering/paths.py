@@ -18,6 +18,7 @@ PathKind = Literal["orbit", "interpolate", "spiral"]
 PATHS = get_args(PathKind)
 
 _FRAMES_PER_KEY = 15
+_FEWEST_KEYS = 8  # with fewer, a curve around an object cuts through it
 _WIDEST_GAP = math.radians(100)
 
 
@@ -152,13 +153,13 @@ def spiral(poses: Tensor, frames: int) -> Tensor:
 
 
 def interpolate(poses: Tensor, frames: int) -> Tensor:
-    """A smooth closed curve through well-spread cameras, one per 15 frames, visited along a short tour.
+    """A smooth closed curve through well-spread cameras, at least eight and one per 15 frames, visited along a short tour.
 
     Positions follow a cubic Hermite spline whose knots are as far apart as the cameras; orientations follow the same
     spline on unit quaternions.
     """
     scale = _spread(poses[:, :3, 3])
-    chosen = poses[_keyframes(poses, scale, max(2, round(frames / _FRAMES_PER_KEY)))]
+    chosen = poses[_keyframes(poses, scale, max(_FEWEST_KEYS, round(frames / _FRAMES_PER_KEY)))]
     chosen = chosen[_tour(_distances(chosen, scale))]
     if len(chosen) == 1:
         return chosen.repeat(frames, 1, 1)
