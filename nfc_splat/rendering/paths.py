@@ -153,7 +153,7 @@ def spiral(poses: Tensor, frames: int) -> Tensor:
 
 
 def interpolate(poses: Tensor, frames: int) -> Tensor:
-    """A smooth closed curve through well-spread cameras, at least eight and one per 15 frames, visited along a short tour.
+    """A smooth closed curve through well-spread cameras along a short tour: one per 15 frames, and eight at least.
 
     Positions follow a cubic Hermite spline whose knots are as far apart as the cameras; orientations follow the same
     spline on unit quaternions.
