@@ -75,8 +75,11 @@ def build_cameras(views: Sequence[View], times: list[float] | None, undistort: b
 def _common_model(views: Sequence[View]) -> str:
     models = {view.lens.model if view.lens.distorted else "pinhole" for view in views}
     if "opencv_fisheye" in models and len(models) > 1:
-        fisheye = next(view.frame.name for view in views if view.lens.model == "opencv_fisheye")
-        raise UserError(f"{fisheye!r} is a fisheye image among others that are not; undistort the images first")
+        fisheye = next(view for view in views if view.lens.model == "opencv_fisheye")
+        raise UserError(
+            f"{fisheye.lens.origin}: {fisheye.frame.name!r} is a fisheye image among others that are not; "
+            "undistort the images first"
+        )
     return models.pop() if len(models) == 1 else "opencv"
 
 

@@ -16,6 +16,9 @@ from nfc_splat.errors import UserError
 # Far beyond any real capture; what matters is that no list of frames can exhaust the memory.
 MAX_FRAMES = 100_000
 
+# Beyond this float32 cannot tell neighbouring cameras apart, whatever the unit.
+MAX_COORDINATE = 1e9
+
 NO_DISTORTION = (0.0,) * 6
 
 
@@ -140,7 +143,7 @@ class Capture:
 
 def naming(names: list[str], limit: int = 5) -> str:
     """The first few names, for a message: `'a', 'b', ... (7 in all)`."""
-    listed = ", ".join(repr(str(name)) for name in names[:limit])
+    listed = ", ".join(repr(name if len(name) <= 120 else f"{name[:100]}...") for name in names[:limit])
     return listed if len(names) <= limit else f"{listed}, ... ({len(names)} in all)"
 
 

@@ -117,8 +117,11 @@ def _image_names(folder: Path) -> Iterator[str]:
 def _take_points(model: Model, capture: Capture) -> None:
     if model.points is None or not len(model.points):
         return
-    finite = np.isfinite(model.points).all(1)
+    with np.errstate(over="ignore"):
+        points = model.points.astype(np.float32)
+    finite = np.isfinite(points).all(1)
     if not finite.all():
-        capture.notices.append(f"{(~finite).sum()} points of the COLMAP model are not finite and were dropped.")
-    capture.points = model.points[finite].astype(np.float32)
+        dropped = counted(int((~finite).sum()), "point")
+        capture.notices.append(f"Warning: {dropped} of the COLMAP model left out for not being finite.")
+    capture.points = points[finite]
     capture.colors = (model.colors[finite] / np.float32(255)).astype(np.float32)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nfc_splat.data.capture import Capture, Frame, naming
+from nfc_splat.data.capture import Capture, Frame, counted, naming
 from nfc_splat.data.config import DataConfig
 from nfc_splat.data.parsing import image_path, number, read_frames, read_object, scene_path, text
 from nfc_splat.data.transforms import read_lens, read_name, read_pose
@@ -18,6 +18,7 @@ from nfc_splat.errors import UserError
 
 IGNORED = {
     "aabb_scale": "the extent of the scene is taken from its cameras and points",
+    "applied_transform": "poses and points carry it already and are used as they stand",
     "fisheye_crop_radius": "mask the border of fisheye images with `mask_path` instead",
     "orientation_override": "poses are used as they stand",
 }
@@ -108,4 +109,5 @@ def _read_points(root: Path, path: Path, meta: Mapping[str, Any], config: DataCo
     cloud = read_ply_points(file)
     capture.points, capture.colors = cloud.points, cloud.colors
     if cloud.dropped:
-        capture.notices.append(f"{cloud.dropped} points of {name!r} are not finite and were dropped.")
+        dropped = counted(cloud.dropped, "point")
+        capture.notices.append(f"Warning: {dropped} of {name!r} left out for not being finite.")

@@ -14,6 +14,7 @@ from nfc_splat.files import contained_path, read_json
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 MAX_TEXT_BYTES = 2**31
 MAX_LINE = 2**24
+MAX_PATH = 4096
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -86,6 +87,8 @@ def matrix(value: Any, key: str, where: str, shapes: tuple[tuple[int, int], ...]
 
 def scene_path(root: Path, name: str, *, allow_external: bool, source: Path | str) -> Path:
     """`name` below `root`, as `nfc_splat.files.contained_path`, whatever the operating system thinks of the name."""
+    if len(name) > MAX_PATH:
+        raise UserError(f"{source}: a path has {len(name)} characters, expected at most {MAX_PATH}: {name[:80]!r}...")
     try:
         return contained_path(root, name, allow_external=allow_external, source=source)
     except (OSError, RuntimeError, ValueError) as error:  # loops of links, names that cannot be encoded

@@ -138,7 +138,8 @@ def _as_stored(column: np.ndarray, kind: str) -> np.ndarray:
     if np.issubdtype(np.dtype(kind), np.integer):
         limits = np.iinfo(kind)
         column = np.nan_to_num(column).clip(limits.min, limits.max)
-    return column.astype(kind)
+    with np.errstate(over="ignore"):  # becomes infinite, and the row is dropped
+        return column.astype(kind)
 
 
 def _cloud(table: dict[str, np.ndarray]) -> Cloud:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from nfc_splat.cameras import downscaled_size
-from nfc_splat.data.capture import MAX_FRAMES, Capture, Frame, Lens, naming
+from nfc_splat.data.capture import MAX_COORDINATE, MAX_FRAMES, Capture, Frame, Lens, naming
 from nfc_splat.data.config import DataConfig
 from nfc_splat.data.images import read_size
 from nfc_splat.data.parsing import IMAGE_SUFFIXES, is_file, scene_path
@@ -21,7 +21,6 @@ MIN_SIDE = 8
 MAX_REJECTED_POSES = 0.1
 # How far a rotation's columns may be from orthonormal: matrices written with three decimals pass, scaled ones do not.
 ROTATION_TOLERANCE = 1e-2
-MAX_COORDINATE = 1e9
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from nfc_splat.data.capture import Capture, Frame, Lens
+from nfc_splat.data.capture import MAX_COORDINATE, Capture, Frame, Lens
 from nfc_splat.data.config import DataConfig
 from nfc_splat.data.parsing import image_path, matrix, number, pixels, read_frames, read_object, text
 from nfc_splat.errors import UserError
@@ -73,7 +73,7 @@ def _read_lens(meta: Mapping[str, Any], entry: Mapping[str, Any], where: str) ->
 
 def _world_to_gt(value: Any, path: Path) -> np.ndarray:
     result = matrix(value, "worldtogt", str(path))
-    if not np.isfinite(result).all() or abs(np.linalg.det(result[:3, :3])) < 1e-12:
+    if not np.abs(result).max() < MAX_COORDINATE or abs(np.linalg.det(result[:3, :3])) < 1e-12:
         raise UserError(f"{path}: `worldtogt` cannot be inverted; geometry could not be returned to its own frame")
     return result
 

@@ -15,6 +15,9 @@ from nfc_splat.data.images import read_image, read_mask
 from nfc_splat.data.resample import Remap, resample
 from nfc_splat.errors import UserError
 
+# Each worker holds a few copies of one full-size image.
+MAX_WORKERS = 8
+
 ODDITIES = {
     "orientation": "carry an EXIF orientation, which is ignored, as by COLMAP: the stored pixels are used",
     "profile": "carry a colour profile other than sRGB, which is ignored",
@@ -73,7 +76,7 @@ class ImageStore:
         Raises:
             UserError: naming the first broken file and counting the others.
         """
-        with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
+        with ThreadPoolExecutor(min(MAX_WORKERS, torch.get_num_threads())) as pool:
             outcomes = list(pool.map(self._check, range(len(self.jobs))))
         failures = [outcome for outcome in outcomes if isinstance(outcome, UserError)]
         if failures:
