@@ -146,11 +146,24 @@ def _paper(strategy: str) -> Config:
 
 
 def _quick(strategy: str) -> Config:
-    """Minutes on two CPU cores, for images of about 200 to 320 pixels."""
-    shared = dict(steps=8000, designed_steps=8000, sh_degree_every=500, init_points=10_000, max_primitives=40_000)
-    if strategy == "default":
-        return Config(**shared, refine_start=300, refine_stop=5000, reset_every=0, prune_large_from=1500)
-    return replace(_paper("mcmc"), **shared, refine_start=300, refine_stop=6500)
+    """Minutes on two CPU cores, for images of about 200 to 320 pixels.
+
+    Tuned on synthetic and real scenes of that size: no opacity resets, which cost more steps than such a short run has;
+    absolute gradients and early removal of faint Gaussians, which put a small number of them to better use.
+    """
+    shared = dict(steps=8000, designed_steps=8000, sh_degree_every=500, init_points=10_000, max_primitives=20_000)
+    if strategy == "mcmc":
+        return replace(_paper("mcmc"), **shared, refine_start=300, refine_stop=6500)
+    return Config(
+        **shared,
+        refine_start=300,
+        refine_stop=5000,
+        absgrad=True,
+        grow_grad2d=8e-4,
+        prune_opacity=0.02,
+        prune_large_from=1500,
+        reset_every=0,
+    )
 
 
 def preset(name: str, **overrides: Any) -> Config:

@@ -27,22 +27,24 @@ def initial_points(geometry: SceneGeometry, count: int, limit: int) -> tuple[Ten
     Args:
         geometry: the scene. Its points are used if it has any.
         count: number of random points otherwise.
-        limit: at most this many; a random subset is kept, and said, when the scene has more.
+        limit: most Gaussians that the model may have. A scene with more than half as many points is thinned at random
+            to that half, with a notice, so that there is room to add Gaussians where they are needed.
 
     Returns:
         points [N, 3] float32 and colors [N, 3] in [0, 1] (grey where the scene gives none).
     """
     points, colors = geometry.points, geometry.colors
     if points is None or len(points) == 0:
-        points, colors = random_points(geometry.cameras, min(count, limit)), None
+        points, colors = random_points(geometry.cameras, min(count, max(1, limit // 2))), None
         log.warning(
             "the scene has no points: starting from %d random ones where the cameras look, which costs some quality "
             "(about 1 dB on synthetic objects, more on real scenes); COLMAP points avoid this",
             len(points),
         )
-    if len(points) > limit:
-        log.warning("the scene has %d points: starting from a random %d of them (max_primitives)", len(points), limit)
-        chosen = torch.randperm(len(points))[:limit].sort().values.to(points.device)
+    most = max(1, limit // 2)
+    if len(points) > most:
+        log.warning("the scene has %d points: starting from %d, half of --max-primitives", len(points), most)
+        chosen = torch.randperm(len(points))[:most].sort().values.to(points.device)
         points, colors = points[chosen], None if colors is None else colors[chosen]
     return points.float(), torch.full_like(points, 0.5) if colors is None else colors.float()
 

@@ -148,11 +148,11 @@ def test_a_scene_without_points_says_so(caplog):
     assert "no points" in caplog.text
 
 
-def test_too_many_points_are_thinned_with_a_notice(caplog):
+def test_too_many_points_are_thinned_to_leave_room_for_more(caplog):
     points = torch.arange(300.0).view(100, 3)
     with caplog.at_level(logging.WARNING, "nfc_splat"):
-        found, colors = initial_points(SceneGeometry(orbit(), points, points / 300), 500, 30)
+        found, colors = initial_points(SceneGeometry(orbit(), points, points / 300), 500, 60)
     assert len(found) == 30
     assert torch.equal(found / 300, colors)
     assert len(found.unique(dim=0)) == 30
-    assert "max_primitives" in caplog.text
+    assert "half of --max-primitives" in caplog.text
