@@ -26,7 +26,7 @@ _RAMP = (
     (1.00, (0.99, 0.96, 0.74)),
 )
 
-ERROR_SCALE = 0.1
+ERROR_SCALE = 0.2
 
 
 def to_bytes(image: Tensor) -> np.ndarray:
@@ -78,17 +78,19 @@ class SheetRow:
 
 _BACKGROUND, _INK, _FAINT = (250, 250, 248), (28, 28, 30), (110, 110, 116)
 _MARGIN, _GAP = 24, 10
-_COLUMNS = ("truth", "render", f"absolute error, 0 to {ERROR_SCALE:g}")
+_NARROWEST = 190  # column that the captions fit
+_COLUMNS = ("truth", "render", f"error, 0 to {ERROR_SCALE:g}")
 
 
 def contact_sheet(title: str, subtitle: str, rows: Sequence[SheetRow]) -> Image.Image:
     """Draw truth, render and error of a few views, side by side, with a caption above each row.
 
-    Views are reduced until they fit 480x480 pixels, and small ones are enlarged by a whole factor to at least 240.
+    Views are reduced until they fit 480x480 pixels, and small ones are enlarged by a whole factor to about 240.
     """
-    width = _cell_width([row.pictures[0].shape for row in rows])
+    scale = _scale([row.pictures[0].shape for row in rows])
+    cells = [[_resize(picture, scale) for picture in row.pictures] for row in rows]
+    width = max(_NARROWEST, *(picture.width for row in cells for picture in row))
     total = 2 * _MARGIN + 3 * width + 2 * _GAP
-    cells = [[_fit(picture, width) for picture in row.pictures] for row in rows]
     top, caption = 96, 34
     height = top + sum(caption + row[0].height + _GAP for row in cells) + _MARGIN - _GAP
     sheet = Image.new("RGB", (total, height), _BACKGROUND)
@@ -107,21 +109,20 @@ def contact_sheet(title: str, subtitle: str, rows: Sequence[SheetRow]) -> Image.
     return sheet
 
 
-def _cell_width(shapes: Sequence[tuple[int, ...]]) -> int:
-    """Width of a column, from the (height, width, channels) of the views."""
+def _scale(shapes: Sequence[tuple[int, ...]]) -> float:
+    """How much to enlarge (a whole number) or to reduce pictures of these (height, width, channels)."""
     height, width = max(shape[0] for shape in shapes), max(shape[1] for shape in shapes)
     longest = max(height, width)
     if longest > 480:
-        return max(1, round(width * 480 / longest))
-    return width * math.ceil(240 / longest)
+        return 480 / longest
+    return min(math.ceil(240 / width), max(1, 480 // longest))
 
 
-def _fit(pixels: np.ndarray, width: int) -> Image.Image:
-    """Scale to `width`: enlarged pixels stay visible as pixels, reductions average."""
+def _resize(pixels: np.ndarray, scale: float) -> Image.Image:
+    """Enlarged pixels stay visible as pixels, reductions average."""
     image = Image.fromarray(pixels)
-    height = max(1, round(image.height * width / image.width))
-    enlarge = width >= image.width
-    return image.resize((width, height), Image.Resampling.NEAREST if enlarge else Image.Resampling.BOX)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    return image.resize(size, Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BOX)
 
 
 def _caption(draw: ImageDraw.ImageDraw, row: SheetRow, y: int, width: int) -> None:

@@ -189,9 +189,11 @@ def write_depth_previews(folder: Path, count: int) -> None:
             values = torch.from_numpy(np.asarray(image).astype(np.float64))
         return torch.where(values > 0, 1 / values.clamp_min(1), 0.0)
 
-    chosen = range(0, count, max(1, count // 20))
-    seen = torch.cat([(found := disparity(index))[found > 0][::17] for index in chosen])
-    low, high = (0.0, 1.0) if not len(seen) else seen.quantile(torch.tensor([0.01, 0.99]).double()).tolist()
+    # The median over frames of each frame's range: a frame with something right before the camera does not decide.
+    seen = [(found := disparity(index))[found > 0] for index in range(0, count, max(1, count // 20))]
+    levels = torch.tensor([0.02, 0.98]).double()
+    ranges = [found[:: 1 + len(found) // 10_000].quantile(levels) for found in seen if len(found)]
+    low, high = torch.stack(ranges).median(0).values.tolist() if ranges else (0.0, 1.0)
     # Leave room below the far end, so that surfaces there differ from nothing at all.
     low -= 0.15 * (high - low)
     for index in range(count):

@@ -1,5 +1,6 @@
 """LPIPS: absent, broken and unweighted torchvision are reasons, not failures; with it, torchmetrics' numbers."""
 
+import importlib
 import sys
 import types
 
@@ -65,8 +66,11 @@ def test_weights_that_cannot_be_used_are_a_reason(monkeypatch, tmp_path):
 @pytest.mark.slow
 def test_numbers_equal_torchmetrics(monkeypatch, tmp_path):
     """With random backbone weights, so that nothing is downloaded."""
-    models = pytest.importorskip("torchvision.models", exc_type=Exception)
-    functional = pytest.importorskip("torchmetrics.functional.image.lpips")
+    try:
+        models = importlib.import_module("torchvision.models")
+    except Exception as error:
+        pytest.skip(f"torchvision does not load here: {error}")
+    functional = importlib.import_module("torchmetrics.functional.image.lpips")
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
     weights_path("alex").parent.mkdir()
     torch.save(models.alexnet(weights=None).state_dict(), weights_path("alex"))

@@ -108,6 +108,25 @@ def test_up_is_found_though_every_camera_looks_down(arc):
     assert up_direction(ring(arc=arc)) @ UP > 0.9999
 
 
+@pytest.mark.parametrize("height", [0.1, 2.0])
+@pytest.mark.parametrize("turn", [1.0, -1.0])
+def test_up_is_found_though_the_cameras_lie_on_their_side(turn, height):
+    poses = ring(height=height)
+    quarter = torch.tensor([[0.0, -turn, 0], [turn, 0, 0], [0, 0, 1]], dtype=torch.float64)
+    poses[:, :3, :3] = poses[:, :3, :3] @ quarter
+    assert up_direction(poses) @ UP > 0.9999
+
+
+def test_up_survives_unsteady_hands():
+    poses = ring(40)
+    roll = 0.08 * torch.randn(40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    wobble = torch.eye(3, dtype=torch.float64).repeat(40, 1, 1)
+    wobble[:, 0, 0] = wobble[:, 1, 1] = roll.cos()
+    wobble[:, 0, 1], wobble[:, 1, 0] = -roll.sin(), roll.sin()
+    poses[:, :3, :3] = poses[:, :3, :3] @ wobble
+    assert up_direction(poses) @ UP > 0.999
+
+
 def test_up_of_cameras_that_look_the_same_way_is_their_own():
     poses = forward_facing()
     torch.testing.assert_close(up_direction(poses), -poses[:, :3, 1].mean(0))
@@ -130,6 +149,13 @@ def test_orbit_goes_all_the_way_round_a_ring():
     assert (azimuths[1:] - azimuths[:-1]).max() < math.radians(11)
 
 
+@pytest.mark.parametrize("count", [3, 4, 6])
+def test_orbit_of_few_cameras_all_round_goes_all_round(count):
+    path = orbit(ring(count), 36)
+    azimuths = torch.atan2(path[:, 1, 3] - FOCUS[1], path[:, 0, 3] - FOCUS[0]).sort().values
+    assert (azimuths[1:] - azimuths[:-1]).max() < math.radians(11)
+
+
 def test_orbit_stays_on_the_side_that_was_photographed():
     poses = ring(12, arc=1.2, start=0.5)
     path = orbit(poses, 60)
@@ -137,6 +163,13 @@ def test_orbit_stays_on_the_side_that_was_photographed():
     assert azimuths.min() >= 0.5 - 1e-3
     assert azimuths.max() <= 1.7 + 1e-3
     assert azimuths.max() - azimuths.min() > 1.0
+
+
+def test_cameras_above_do_not_hide_that_a_side_was_not_photographed():
+    above = ring(24, radius=0.5, height=5.0)
+    path = orbit(torch.cat([ring(30, arc=1.2), above]), 60)
+    azimuths = torch.atan2(path[:, 1, 3] - FOCUS[1], path[:, 0, 3] - FOCUS[0])
+    assert azimuths.max() - azimuths.min() < 1.3
 
 
 def test_orbit_in_a_room_looks_out():

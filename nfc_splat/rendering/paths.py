@@ -19,7 +19,8 @@ PATHS = get_args(PathKind)
 
 _FRAMES_PER_KEY = 15
 _FEWEST_KEYS = 8  # with fewer, a curve around an object cuts through it
-_WIDEST_GAP = math.radians(100)
+_SPREAD_OUT = 0.05
+_WIDEST_GAP = math.radians(60)
 
 
 def camera_path(kind: PathKind, cameras: Cameras, frames: int, width: int, height: int) -> Cameras:
@@ -74,18 +75,25 @@ def focus_point(poses: Tensor) -> Tensor:
 
 
 def up_direction(poses: Tensor) -> Tensor:
-    """The world's up, [3]: orthogonal to the cameras' right axes as well as can be, on the side of their own up.
+    """The world's up, [3].
 
-    Photographers seldom roll their cameras, so the right axes are horizontal. Where they are all alike and leave up
-    open, it is the mean of the cameras' own.
+    Cameras held upright have horizontal right axes, so up is orthogonal to all of them, on the side of the cameras' own
+    up. Cameras held on their side have horizontal down axes instead; they look down rather than up, which tells up from
+    down. Where neither leaves one direction, up is the mean of the cameras' own.
     """
-    mean_up = _unit(-poses[:, :3, 1].mean(0), -poses[0, :3, 1])
-    right = poses[:, :3, 0]
-    values, vectors = eigh(right.transpose(0, 1) @ right / len(poses))
-    if values[1] < 0.05:
-        return mean_up
-    up = vectors[:, 0]
-    return up if up @ mean_up >= 0 else -up
+    own = _unit(-poses[:, :3, 1].mean(0), -poses[0, :3, 1])
+    (flat, spread, normal), (flat_rolled, spread_rolled, normal_rolled) = (_plane(poses[:, :3, i]) for i in (0, 1))
+    if spread >= _SPREAD_OUT and (flat <= 4 * flat_rolled or spread_rolled < _SPREAD_OUT):
+        return normal if normal @ own >= 0 else -normal
+    if spread_rolled >= _SPREAD_OUT:
+        return normal_rolled if poses[:, :3, 2].mean(0) @ normal_rolled <= 0 else -normal_rolled
+    return own
+
+
+def _plane(axes: Tensor) -> tuple[float, float, Tensor]:
+    """How thick and how wide a bundle of unit vectors [C, 3] is around its best plane, and that plane's normal [3]."""
+    values, vectors = eigh(axes.transpose(0, 1) @ axes / len(axes))
+    return float(values[0]), float(values[1]), vectors[:, 0]
 
 
 def look_at(centers: Tensor, targets: Tensor, up: Tensor) -> Tensor:
@@ -104,7 +112,8 @@ def look_at(centers: Tensor, targets: Tensor, up: Tensor) -> Tensor:
 def orbit(poses: Tensor, frames: int) -> Tensor:
     """Circle the focus point, or, where the cameras stand inside and look out, look out from their ring.
 
-    Where the cameras leave a gap of more than 100 degrees, the path swings to and fro over the part they saw.
+    Where the cameras leave a gap (wider than 60 degrees and than twice their mean spacing), the path swings to and fro
+    over the part they saw.
     """
     focus, up = focus_point(poses), up_direction(poses)
     centers, axes = poses[:, :3, 3], poses[:, :3, 2]
@@ -113,8 +122,11 @@ def orbit(poses: Tensor, frames: int) -> Tensor:
     heights = offsets @ up
     east = _unit(offsets[0] - heights[0] * up, cross(up, torch.eye(3, dtype=up.dtype)[up.abs().argmin()]))
     north = cross(up, east)
-    radius = (offsets - heights[:, None] * up).norm(dim=-1).median().clamp_min(1e-6)
-    angles = _sweep(torch.atan2(offsets @ north, offsets @ east), frames)
+    radii = (offsets - heights[:, None] * up).norm(dim=-1)
+    radius = radii.median().clamp_min(1e-6)
+    # A camera right above the focus says nothing about the sides that were photographed.
+    beside = offsets[radii >= 0.5 * radius] if bool((radii > 0).any()) else offsets
+    angles = _sweep(torch.atan2(beside @ north, beside @ east), frames)
     ring = radius * (angles.cos()[:, None] * east + angles.sin()[:, None] * north)
     ring = focus + ring + heights.median() * up
     targets = 2 * ring - focus - heights.median() * up if outward else focus.expand_as(ring)
@@ -127,7 +139,7 @@ def _sweep(azimuths: Tensor, frames: int) -> Tensor:
     ordered = azimuths.sort().values
     gaps = torch.cat([ordered[1:], ordered[:1] + 2 * math.pi]) - ordered
     widest = int(gaps.argmax())
-    if gaps[widest] <= _WIDEST_GAP:
+    if gaps[widest] <= max(_WIDEST_GAP, 4 * math.pi / len(ordered)):
         return azimuths[0] + phase
     start, arc = ordered[(widest + 1) % len(ordered)], 2 * math.pi - gaps[widest]
     return start + 0.5 * arc * (1 - phase.cos())
