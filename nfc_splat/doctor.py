@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 from nfc_splat import __version__, machine
 from nfc_splat.data import DataConfig, detect_format, load_scene
@@ -85,7 +86,8 @@ def _parser() -> argparse.ArgumentParser:
         "in it.",
     )
     parser.add_argument("scene", nargs="?", type=Path, metavar="SCENE", help="folder of a scene to examine")
-    parser.add_argument("--format", default="auto", help="what the scene is, if not to be found out")
+    formats = get_args(get_type_hints(DataConfig)["format"])
+    parser.add_argument("--format", choices=formats, default="auto", help="what the scene is, if not to be found out")
     parser.add_argument("--downscale", type=int, default=1, metavar="N", help="examine it at this reduction")
     parser.add_argument("--allow-missing", action="store_true", help="go on if most images are missing")
     parser.add_argument("--allow-external-paths", action="store_true", help="follow paths that leave the scene")
@@ -102,7 +104,7 @@ def machine_findings() -> list[Finding]:
     findings = [Finding("ok", "system", f"{platform.system()} {platform.release()} {platform.machine()}")]
     limited = "" if cores == shown else f" of {shown} (the affinity mask or a control group keeps the others)"
     findings.append(Finding("ok", "processor", f"{machine.processor()}, {cores} cores{limited}"))
-    findings.append(_memory_finding())
+    findings += [_memory_finding(), _disk_finding()]
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             device = torch.cuda.get_device_properties(index)
@@ -127,6 +129,14 @@ def _memory_finding() -> Finding:
     if free < 1:
         return Finding("warn", "memory", f"{text}; training needs 1 GB and more, close other programs")
     return Finding("ok", "memory", text)
+
+
+def _disk_finding() -> Finding:
+    """Room for runs, which are written below the working folder unless told otherwise."""
+    free = shutil.disk_usage(".").free / 2**30
+    if free < 1:
+        return Finding("warn", "disk", f"{free:.1f} GB free here; a run takes up to 1 GB, give --out elsewhere")
+    return Finding("ok", "disk", f"{free:.0f} GB free here")
 
 
 def installation_findings() -> list[Finding]:
