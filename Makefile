@@ -38,6 +38,7 @@ setup: .venv/installed
 
 # Written last, so that an interrupted installation is taken up again.
 .venv/installed: pyproject.toml .venv/constraints.txt
+	@echo "installing $(TORCH), open3d and the rest into .venv; this takes minutes"
 	$(BIN) -m pip install --quiet --constraint .venv/constraints.txt --editable '.[geometry,dev]'
 	@touch $@
 	@echo "ready: $(BIN)"
@@ -52,7 +53,7 @@ setup: .venv/installed
 	  echo "error: $(PYTHON) is missing or not Python 3.11 to 3.13; name another: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
 	  echo "error: $(PYTHON) cannot create environments; on Debian and Ubuntu: sudo apt install python3-venv" >&2; exit 1; }
-	$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
+	$(PYTHON) -m venv .venv || { rm -f .venv/bin/python; exit 1; }
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
