@@ -230,6 +230,8 @@ def _describe(
         frame |= {"width": sizes[index][0], "height": sizes[index][1], "camera_to_world": poses[index], "K": Ks[index]}
         if cameras.times is not None:
             frame["time"] = float(cameras.times[index])
+        if cameras.model != "pinhole":
+            frame |= {"model": cameras.model, "distortion": cameras.distortion[index].tolist()}
         frames.append(frame)
     return {
         "method": run.config.method,
@@ -238,7 +240,7 @@ def _describe(
         "fps": options.fps,
         "background": background.tolist(),
         "axes": "camera_to_world in OpenCV axes (x right, y down, z forward), in the input scene's frame and units; "
-        "K in pixels for pixel centres at +0.5",
+        "K in pixels for pixel centres at +0.5; distortion k1 k2 k3 p1 p2 k4 (opencv) or k1 k2 k3 k4 (opencv_fisheye)",
         "depth": {
             "file": "16-bit grey PNG",
             "meaning": "expected z-depth: distance along the camera's viewing axis, not along the pixel's ray",

@@ -182,6 +182,25 @@ def test_a_shorter_path_leaves_no_frames_of_a_longer_one(trained):
             assert movie.n_frames == 3
 
 
+def test_frames_json_keeps_lenses_and_times(trained):
+    from dataclasses import replace
+
+    from nfc_splat.training.load import load_run
+
+    _, folder = trained
+    run = load_run(folder)
+    distortion = torch.arange(18.0).view(3, 6)
+    cameras = replace(
+        run.scene.splits["test"].cameras, model="opencv", distortion=distortion, times=torch.tensor([0.0, 0.5, 1.0])
+    )
+    options = render._parser().parse_args([str(folder)])
+    record = render._describe(run, cameras, ["a", "b", "c"], torch.ones(3), options)
+    assert record["frames"][1]["model"] == "opencv"
+    assert record["frames"][1]["distortion"] == [6, 7, 8, 9, 10, 11]
+    assert record["frames"][1]["time"] == 0.5
+    json.dumps(record, allow_nan=False)
+
+
 def test_the_background_can_be_chosen(trained):
     _, run = trained
     assert render.main([str(run), "--background", "black", "--outputs", "color", "--out", str(run / "black")]) == 0

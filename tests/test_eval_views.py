@@ -160,3 +160,19 @@ def test_views_are_reported_as_they_come():
 )
 def test_picture_names_are_safe(name, expected):
     assert picture_name(7, name) == expected
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_the_numbers_of_a_cpu(tmp_path):
+    on_cpu = evaluate(tmp_path / "cpu", ToySplit(4, masked=True))
+    on_gpu = evaluate_views(
+        Disc().cuda(),
+        ToySplit(4, masked=True),
+        background=WHITE,
+        protocol=PROTOCOLS["default"],
+        device="cuda",
+        folder=tmp_path / "gpu",
+        extra={},
+    )
+    assert on_gpu["psnr"] == pytest.approx(on_cpu["psnr"], abs=1e-3)
+    assert on_gpu["ssim"] == pytest.approx(on_cpu["ssim"], abs=1e-4)
