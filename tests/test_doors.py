@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image
 from nfc_splat import doctor, render
 from nfc_splat.errors import UserError
 from nfc_splat.eval import __main__ as evaluation
+from nfc_splat.training.load import load_run
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.slow
@@ -183,10 +185,6 @@ def test_a_shorter_path_leaves_no_frames_of_a_longer_one(trained):
 
 
 def test_frames_json_keeps_lenses_and_times(trained):
-    from dataclasses import replace
-
-    from nfc_splat.training.load import load_run
-
     _, folder = trained
     run = load_run(folder)
     distortion = torch.arange(18.0).view(3, 6)
