@@ -55,7 +55,8 @@ def train(config: "TrainConfig") -> int:
     _introduce(config, scene)
     fingerprint = load.scene_hash(scene)
     views = scene.splits["train"]
-    geometry = SceneGeometry(views.cameras, scene.points, scene.colors)
+    points, colors = (None if part is None else part.to(config.device) for part in (scene.points, scene.colors))
+    geometry = SceneGeometry(views.cameras.to(config.device), points, colors)
     source = find_run(Path(config.resume)) if config.resume else None
     with open_run(config, source) as run:
         saved_step = -1

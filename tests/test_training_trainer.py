@@ -409,6 +409,15 @@ def test_ten_in_a_row_roll_back_once_with_half_the_rates(configure, monkeypatch,
     assert (final.learning_rate_scale, final.skipped) == (0.5, PATIENCE)
 
 
+def test_failures_with_good_steps_between_them_do_not_add_up(configure, monkeypatch):
+    poison(monkeypatch, lambda call: call % 3 == 0)
+    config = configure()
+    assert train(config) == 0
+    final = newest(config.out).header
+    assert final.skipped > PATIENCE
+    assert final.learning_rate_scale == 1
+
+
 def test_half_the_rates_means_half_the_way(configure, scene):
     moves = []
     for scale in (1.0, 0.5):
@@ -477,6 +486,17 @@ def test_minutes_save_too(configure, monkeypatch):
     assert steps[0] == 0
     assert steps[-1] == 10
     assert 2 <= len(steps[1:-1]) <= 5
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_too(configure, tmp_path):
+    config = configure(device="cuda", checkpoints=CheckpointConfig(save_steps=10, save_minutes=0, keep=9))
+    assert train(config) == 0
+    older = config.out / "checkpoints" / "step_00000020.safetensors"
+    fork = dataclasses.replace(config, out=tmp_path / "fork", resume=str(older))
+    assert train(fork) == 0
+    one, other = (newest(run.out).tensors["model/picture"] for run in (config, fork))
+    assert torch.allclose(one, other, atol=1e-4)
 
 
 def test_a_scene_without_test_views_is_trained_and_not_measured(configure, scene, capsys):

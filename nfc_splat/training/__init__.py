@@ -1,0 +1,1 @@
+"""Training: the loop, checkpoints, run folders and the command line. Start reading at `trainer`."""

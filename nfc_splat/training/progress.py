@@ -55,7 +55,7 @@ def _live_bar():
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
     from rich.progress import Progress as Bar
 
-    return Bar(TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=20), TextColumn("{task.fields[figures]}"))
+    return Bar(TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=12), TextColumn("{task.fields[figures]}"))
 
 
 def _describe(figures: dict[str, float]) -> str:
