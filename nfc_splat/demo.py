@@ -6,7 +6,6 @@ gives one set of files, byte for byte.
 """
 
 import json
-import os
 import shlex
 import shutil
 import sys
@@ -14,11 +13,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from nfc_splat.errors import UserError, run_command
 
 MARKER = "demo.json"  # settings of the scene; says that the folder is this command's to replace
+PARTIAL = ".partial"  # where a scene grows; a leftover of a killed process is removed
 OWN_FILES = {
     "room": {MARKER, "traj.txt", "results", "cam_params.json", "room_mesh.ply"},
     "object": {MARKER, "train", "test", "transforms_train.json", "transforms_test.json", "urn_mesh.ply"},
@@ -56,10 +56,11 @@ class Settings:
 
 
 def write_scene(folder: Path, settings: Settings, say: Callable[[str], None] = lambda line: None) -> Path:
-    """Write the scene that `settings` describe as `folder`, which appears only when it is whole.
+    """Write the scene that `settings` describe into `folder`; `demo.json` is written last, when all else is there.
 
     Args:
-        folder: must not exist, or be empty, or hold a scene of this command and nothing else, which is replaced.
+        folder: must not exist, or be empty, or hold a scene of this command and nothing else, which is replaced once
+            the new one is drawn.
         settings: what to write.
         say: hears each line of progress.
 
@@ -72,19 +73,19 @@ def write_scene(folder: Path, settings: Settings, say: Callable[[str], None] = l
     settings.check()
     folder = Path(folder)
     _refuse_other_content(folder)
-    partial = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
+    partial = folder / PARTIAL
     try:
+        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         _fill(partial, settings, say)
+        _take_over(partial, folder)
         record = {"written_by": "nfc_splat.demo", **vars(settings)}
-        (partial / MARKER).write_text(json.dumps(record, indent=2) + "\n")
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
+        (folder / MARKER).write_text(json.dumps(record, indent=2) + "\n")
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror or error}; choose another OUT") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        _remove_if_empty(folder)
     return folder
 
 
@@ -93,10 +94,28 @@ def _refuse_other_content(folder: Path) -> None:
         return
     if not folder.is_dir():
         raise UserError(f"{folder} is a file: expected a folder that does not exist yet; choose another OUT")
-    present = {entry.name for entry in folder.iterdir()}
+    present = {entry.name for entry in folder.iterdir()} - {PARTIAL}
     own = set().union(*OWN_FILES.values()) if MARKER in present else set()
     if foreign := sorted(present - own):
         raise UserError(f"{folder} holds other things ({', '.join(foreign[:5])}); choose another OUT or empty it first")
+
+
+def _take_over(partial: Path, folder: Path) -> None:
+    """Move what is in `partial` up into `folder`, in the place of an earlier scene."""
+    (folder / MARKER).unlink(missing_ok=True)
+    for old in list(folder.iterdir()):
+        if old.is_dir() and old != partial:
+            shutil.rmtree(old)
+        elif old != partial:
+            old.unlink()
+    for new in list(partial.iterdir()):
+        new.rename(folder / new.name)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """Leave no empty folder behind after a failure."""
+    if folder.is_dir() and not any(folder.iterdir()) and folder.resolve() != Path.cwd():
+        folder.rmdir()
 
 
 def _fill(folder: Path, settings: Settings, say: Callable[[str], None]) -> None:
@@ -151,7 +170,7 @@ def main() -> int:
     import tyro
 
     def command(
-        out: tyro.conf.Positional[Path | None] = None,
+        out: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[OUT]")] = None,
         *,
         settings: tyro.conf.OmitArgPrefixes[Settings] = Settings(),
     ) -> int:

@@ -229,6 +229,34 @@ def test_a_demo_scene_is_replaced_by_another(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["scene"]
 
 
+def test_an_empty_working_folder_can_be_filled(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_scene(Path("."), Settings("object", 2, 16, 16, 1))
+    assert (tmp_path / "demo.json").is_file()
+    assert (tmp_path / "train" / "r_1.png").is_file()
+
+
+def test_leftovers_of_a_killed_process_do_not_stand_in_the_way(tmp_path):
+    (tmp_path / "scene" / ".partial" / "train").mkdir(parents=True)
+    write_scene(tmp_path / "scene", Settings("object", 2, 16, 16, 1))
+    assert not (tmp_path / "scene" / ".partial").exists()
+
+
+def test_an_earlier_scene_survives_a_failure(tmp_path, monkeypatch):
+    from nfc_splat.scenery import export
+
+    scene = write_scene(tmp_path / "scene", Settings("object", 2, 16, 16, 1))
+    before = contents(scene)
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(export, "draw", full)
+    with pytest.raises(UserError, match="No space left"):
+        write_scene(scene, Settings("object", 4, 16, 16, 1))
+    assert contents(scene) == before
+
+
 def test_a_failure_on_the_way_leaves_nothing_behind(tmp_path, monkeypatch):
     from nfc_splat.scenery import export
 

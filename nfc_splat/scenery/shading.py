@@ -20,17 +20,17 @@ class Atlas:
         """Stack the pyramids of `textures`, one per material."""
         self.period = np.array([texture.period for texture in textures], np.float32)  # [M, 2]
         self.texel = np.array([t.period[0] / t.image.shape[1] for t in textures], np.float32)  # [M] metres
-        self.shape = np.empty((len(textures), self.LEVELS, 2), np.int32)  # (height, width)
-        self.start = np.empty((len(textures), self.LEVELS), np.int64)
+        self.height, self.width, self.start = np.empty((3, len(textures), self.LEVELS), np.int32)
         stacks: list[np.ndarray] = []
         known: dict[int, int] = {}
         total = 0
         for m, texture in enumerate(textures):
             if (first := known.setdefault(id(texture), m)) != m:
-                self.shape[m], self.start[m] = self.shape[first], self.start[first]
+                for table in (self.height, self.width, self.start):
+                    table[m] = table[first]
                 continue
             for level, image in enumerate(_pyramid(texture.image, self.LEVELS)):
-                self.shape[m, level], self.start[m, level] = image.shape[:2], total
+                (self.height[m, level], self.width[m, level]), self.start[m, level] = image.shape[:2], total
                 stacks.append(image.reshape(-1, 3))
                 total += len(stacks[-1])
         self.texels = np.concatenate(stacks)
@@ -40,20 +40,24 @@ class Atlas:
         ratio = np.maximum(footprint / self.texel[material], 1.0)
         level = np.minimum(np.frexp(ratio * np.float32(0.70710678))[1], self.LEVELS - 1)
         level = np.maximum(level, 0)
-        shape = self.shape[material, level]
-        start = self.start[material, level]
+        height, width, start = (table[material, level] for table in (self.height, self.width, self.start))
         position = uvs / self.period[material]
         position -= np.floor(position)
-        x = position[:, 0] * shape[:, 1] - 0.5
-        y = position[:, 1] * shape[:, 0] - 0.5
-        x0, y0 = np.floor(x), np.floor(y)
-        fx, fy = (x - x0)[:, None], (y - y0)[:, None]
-        columns, rows = _wrapped(x0.astype(np.int32), shape[:, 1]), _wrapped(y0.astype(np.int32), shape[:, 0])
-        lines = [start + row.astype(np.int64) * shape[:, 1] for row in rows]
+        column, across = _split(position[:, 0], width)
+        row, along = _split(position[:, 1], height)
+        columns, rows = _wrapped(column, width), _wrapped(row, height)
+        lines = [start + row * width for row in rows]
         fetch = [self.texels[line + column] for line in lines for column in columns]
-        low = fetch[0] + fx * (fetch[1] - fetch[0])
-        high = fetch[2] + fx * (fetch[3] - fetch[2])
-        return low + fy * (high - low)
+        low = fetch[0] + across * (fetch[1] - fetch[0])
+        high = fetch[2] + across * (fetch[3] - fetch[2])
+        return low + along * (high - low)
+
+
+def _split(position: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The texel [R] at or below `position` in [0, 1), -1 before the first one's centre, and how far [R, 1] past it."""
+    place = position * size.astype(np.float32) - np.float32(0.5)
+    below = np.floor(place)
+    return below.astype(np.int32), (place - below)[:, None]
 
 
 def _wrapped(index: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
