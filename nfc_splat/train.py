@@ -13,8 +13,11 @@ from nfc_splat.errors import UserError, run_command
 
 if TYPE_CHECKING:
     from nfc_splat.data import Scene
+    from nfc_splat.fields.recipe import SceneGeometry
     from nfc_splat.training.config import TrainConfig
     from nfc_splat.training.load import LoadedRun
+    from nfc_splat.training.run import RunSource
+    from nfc_splat.training.state import TrainingState
 
 log = logging.getLogger("nfc_splat.train")  # under `python -m`, __name__ is "__main__"
 
@@ -46,7 +49,6 @@ def train(config: "TrainConfig") -> int:
     from nfc_splat.training.batches import Batches
     from nfc_splat.training.run import find_run, open_run, write_record
     from nfc_splat.training.saving import Saver
-    from nfc_splat.training.state import fresh_state, restored_state
     from nfc_splat.training.trainer import Trainer
 
     _show_log(config.quiet)
@@ -59,22 +61,11 @@ def train(config: "TrainConfig") -> int:
     geometry = SceneGeometry(views.cameras.to(config.device), points, colors)
     source = find_run(Path(config.resume)) if config.resume else None
     with open_run(config, source) as run:
-        saved_step = -1
-        if source is None:
-            state = fresh_state(config, geometry)
-        else:
-            state = restored_state(load.checkpoint_of(source), config, geometry, fingerprint)
-            log.info("resumed at step %d of %d", state.step, config.steps)
-            saved_step = state.step if source.folder.resolve() == config.out.resolve() else -1
+        state, saved_step = _begin(config, geometry, fingerprint, source)
         write_record(config, load.describe_scene(scene, fingerprint))
         run.start_metrics(state.step)
-        trainer = Trainer(
-            config,
-            Batches(views, scene.background, config.device),
-            state,
-            Saver(config, run, geometry, fingerprint, saved_step),
-            run,
-        )
+        saver = Saver(config, run, geometry, fingerprint, saved_step)
+        trainer = Trainer(config, Batches(views, scene.background, config.device), state, saver, run)
         try:
             code = trainer.fit()
         except torch.cuda.OutOfMemoryError as error:
@@ -85,6 +76,20 @@ def train(config: "TrainConfig") -> int:
         if code == 0:
             finish(load.LoadedRun(config, scene, trainer.state.model, trainer.state.step), trainer.state.seconds)
         return code
+
+
+def _begin(
+    config: "TrainConfig", geometry: "SceneGeometry", fingerprint: str, source: "RunSource | None"
+) -> tuple["TrainingState", int]:
+    """The state to train from, fresh or resumed, and the step whose checkpoint the run folder has already (-1: none)."""
+    from nfc_splat.training.load import checkpoint_of
+    from nfc_splat.training.state import fresh_state, restored_state
+
+    if source is None:
+        return fresh_state(config, geometry), -1
+    state = restored_state(checkpoint_of(source), config, geometry, fingerprint)
+    log.info("resumed at step %d of %d", state.step, config.steps)
+    return state, state.step if source.folder.resolve() == config.out.resolve() else -1
 
 
 def finish(run: "LoadedRun", seconds: float) -> None:
