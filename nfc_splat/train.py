@@ -81,7 +81,7 @@ def train(config: "TrainConfig") -> int:
 def _begin(
     config: "TrainConfig", geometry: "SceneGeometry", fingerprint: str, source: "RunSource | None"
 ) -> tuple["TrainingState", int]:
-    """The state to train from, fresh or resumed, and the step whose checkpoint the run folder has already (-1: none)."""
+    """The state to train from, fresh or resumed, and the step whose checkpoint the run folder has already, or -1."""
     from nfc_splat.training.load import checkpoint_of
     from nfc_splat.training.state import fresh_state, restored_state
 

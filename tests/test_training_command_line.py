@@ -161,6 +161,14 @@ def test_resume_alone_continues_the_run_that_the_same_command_made():
     assert config_hash(again) == config_hash(first)
 
 
+def test_the_same_command_resumes_whatever_its_flags():
+    words = "--quiet --allow-missing --steps 80 --preset paper --loss classification --loss-weight 1 --save-steps 9"
+    words += " --test-every 4 --downscale 2 --background white --noise 0.5 --log-every 1"
+    make_run(parse(*words.split()))
+    assert parse(*words.split(), "--resume").quiet
+    assert not parse(*words.split(), "--resume", "--no-quiet").quiet
+
+
 @pytest.mark.parametrize("where", ["folder", "checkpoint"])
 def test_resume_with_a_path_needs_nothing_else(where):
     first = parse("--seed", "5", "--out", "elsewhere")

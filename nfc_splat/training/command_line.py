@@ -109,7 +109,7 @@ def _parse(arguments: Sequence[str], default: TrainConfig) -> TrainConfig:
     _refuse_unknown(arguments, default)
     start = _CommandLine(**{field.name: getattr(default, field.name) for field in dataclasses.fields(default)})
     errors = io.StringIO()
-    markers = (tyro.conf.OmitArgPrefixes, tyro.conf.PositionalRequiredArgs, tyro.conf.FlagCreatePairsOff)
+    markers = (tyro.conf.OmitArgPrefixes, tyro.conf.PositionalRequiredArgs)
     try:
         with contextlib.redirect_stderr(errors):
             parsed, unknown = tyro.cli(

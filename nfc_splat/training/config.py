@@ -229,8 +229,12 @@ def flags(config: TrainConfig) -> list[str]:
     names = []
     for item in dataclasses.fields(config):
         value = getattr(config, item.name)
-        nested = dataclasses.is_dataclass(value)
-        for entry in dataclasses.fields(value) if nested else [item]:
-            on = getattr(value, entry.name) is True if nested else value is True
-            names.append(f"--{'no-' if on else ''}{entry.name.replace('_', '-')}")
+        parts = [(entry.name, getattr(value, entry.name)) for entry in _fields(value)] or [(item.name, value)]
+        for name, part in parts:
+            name = name.replace("_", "-")
+            names += [f"--{name}", f"--no-{name}"] if isinstance(part, bool) else [f"--{name}"]
     return [name for name in names if name != "--scene"]
+
+
+def _fields(value: Any) -> tuple[dataclasses.Field, ...]:
+    return dataclasses.fields(value) if dataclasses.is_dataclass(value) else ()
