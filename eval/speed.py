@@ -24,6 +24,7 @@ from nfc_splat.errors import UserError
 
 VIEWS = 20
 WARM_UP = 5
+NEVER = str(10**6)  # an iteration that no run here reaches
 PHASES = ("forward", "loss", "backward", "optimiser")
 
 
@@ -229,7 +230,7 @@ def _run_opensplat(binary: Path, folder: Path, iterations: int) -> float:
     with tempfile.TemporaryDirectory() as output:
         command = [str(binary), str(folder), "--cpu", "-n", str(iterations), "-o", str(Path(output) / "splat.ply")]
         command += ["--sh-degree", "3", "--sh-degree-interval", "1", "--ssim-weight", "0.2"]
-        command += ["--warmup-length", str(10**6), "--refine-every", str(10**6)]
+        command += ["--densify-from", NEVER, "--densify-until", NEVER]
         started = time.perf_counter()
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
