@@ -78,8 +78,8 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path, *, max_bytes: int = MAX_JSON_BYTES) -> Any:
     """Read JSON that may be hostile.
 
-    Refused with a `UserError` that names the file: unreadable, larger than `max_bytes`, not JSON, nested deeper than 32,
-    duplicate keys, NaN or Infinity.
+    Refused with a `UserError` that names the file: unreadable, larger than `max_bytes`, not JSON, nested deeper than
+    32, duplicate keys, NaN or Infinity.
     """
     path = Path(path)
     try:

@@ -50,7 +50,7 @@ class SceneModel(nn.Module, abc.ABC):
 
     @property
     def primitives(self) -> int | None:
-        """How many Gaussians or the like the scene is made of now; None for fields, where the question means nothing."""
+        """How many Gaussians or the like the scene is made of now; None for fields, where that means nothing."""
         return None
 
     @abc.abstractmethod
