@@ -7,6 +7,7 @@ peer is timed from outside, as the difference of two runs' wall times, so that i
 Symbols: N Gaussians, H rows, W columns.
 """
 
+import struct
 import subprocess
 import sys
 import tempfile
@@ -62,7 +63,7 @@ class Options:
 
 
 def write_scene(folder: Path, case: Case, seed: int = 0) -> None:
-    """A COLMAP text scene: `case.gaussians` coloured points on the walls of a box and on spheres inside it, and
+    """A COLMAP binary scene: `case.gaussians` coloured points on the walls of a box and on spheres inside it, and
     `VIEWS` pictures of them from the middle of the box, drawn as larger, shifted splats so that every step has
     gradients everywhere."""
     from PIL import Image
@@ -73,24 +74,24 @@ def write_scene(folder: Path, case: Case, seed: int = 0) -> None:
     sparse.mkdir(parents=True)
     images.mkdir()
     focal = 0.6 * case.width
-    camera = f"1 PINHOLE {case.width} {case.height} {focal} {focal} {case.width / 2} {case.height / 2}\n"
-    (sparse / "cameras.txt").write_text(camera)
+    intrinsics = (focal, focal, case.width / 2, case.height / 2)
+    PINHOLE = 1  # COLMAP's number for the model
+    camera = struct.pack("<QiiQQ4d", 1, 1, PINHOLE, case.width, case.height, *intrinsics)
+    (sparse / "cameras.bin").write_bytes(camera)
     viewmats = [_viewmat(2 * np.pi * k / VIEWS) for k in range(VIEWS)]
-    lines = []
+    rows = [struct.pack("<Q", VIEWS)]
     for k, (viewmat, picture) in enumerate(
         zip(viewmats, _pictures(points, colors, viewmats, focal, case), strict=True)
     ):
         name = f"view{k:03d}.png"
         Image.fromarray(picture).save(images / name)
-        quaternion = _quaternion(viewmat[:3, :3])
-        pose = " ".join(f"{value:.9g}" for value in (*quaternion, *viewmat[:3, 3]))
-        lines.append(f"{k + 1} {pose} 1 {name}\n\n")
-    (sparse / "images.txt").write_text("".join(lines))
-    rows = (
-        f"{k + 1} {x:.6f} {y:.6f} {z:.6f} {r} {g} {b} 0.5 1 0 2 0\n"
-        for k, ((x, y, z), (r, g, b)) in enumerate(zip(points, (colors * 255).astype(int), strict=True))
-    )
-    (sparse / "points3D.txt").write_text("".join(rows))
+        pose = (*_quaternion(viewmat[:3, :3]), *viewmat[:3, 3])
+        rows.append(struct.pack("<i7di", k + 1, *pose, 1) + name.encode() + b"\0" + struct.pack("<Q", 0))
+    (sparse / "images.bin").write_bytes(b"".join(rows))
+    rows = [struct.pack("<Q", case.gaussians)]
+    for k, (xyz, rgb) in enumerate(zip(points, (colors * 255).astype(int), strict=True)):
+        rows.append(struct.pack("<Q3d3BdQ", k + 1, *xyz, *rgb, 0.5, 0))
+    (sparse / "points3D.bin").write_bytes(b"".join(rows))
 
 
 def _points(count: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
