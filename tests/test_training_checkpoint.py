@@ -241,9 +241,11 @@ def test_every_mutation_is_detected(tmp_path, monkeypatch):
 
 
 def _forked(work):
-    """Run `work` in a child process; returns its process id. The child never returns to the test."""
+    """Run `work` in a child process; returns its process id. The child never returns to the test, and ends at the
+    latest after a minute, should the test be killed."""
     child = os.fork()
     if child == 0:
+        signal.alarm(60)
         try:
             work()
         finally:

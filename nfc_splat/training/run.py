@@ -32,7 +32,17 @@ CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
 SCHEMA = 1
 # What --overwrite deletes. Anything else in the folder is the user's.
-_OUTPUTS = ("checkpoints", "eval", "renders", "gt", METRICS_FILE, "contact_sheet.png", "point_cloud.ply", CONFIG_FILE)
+_OUTPUTS = (
+    "checkpoints",
+    "eval",
+    "rendered",
+    "renders",
+    "gt",
+    METRICS_FILE,
+    "contact_sheet.png",
+    "point_cloud.ply",
+    CONFIG_FILE,
+)
 
 log = logging.getLogger(__name__)
 
