@@ -252,12 +252,14 @@ def main(argv: list[str]) -> int:
     """Print one row per case; with a peer, its time and the ratio."""
     import tyro
 
+    from nfc_splat.rendering.kernels.memory import keep_freed_memory
     from nfc_splat.rendering.kernels.threads import set_threads
 
     options = tyro.cli(Options, args=argv, prog="python -m nfc_splat.eval speed")
     if options.steps < 1:
         raise UserError(f"--steps {options.steps}: expected at least 1")
     threads = set_threads(options.threads)
+    keep_freed_memory()
     print(f"median of {options.steps} training steps, {options.device}, {threads} threads; milliseconds")
     heads = [*PHASES, "step", *(["OpenSplat", "ratio"] if options.opensplat else [])]
     print(f"{'':28}" + "".join(f"{head:>11}" for head in heads))

@@ -44,6 +44,7 @@ def train(config: "TrainConfig") -> int:
     import torch
 
     from nfc_splat.fields.recipe import SceneGeometry
+    from nfc_splat.rendering.kernels.memory import keep_freed_memory
     from nfc_splat.rendering.kernels.threads import set_threads
     from nfc_splat.training import load
     from nfc_splat.training.batches import Batches
@@ -53,6 +54,7 @@ def train(config: "TrainConfig") -> int:
 
     _show_log(config.quiet)
     set_threads(config.threads)
+    keep_freed_memory()
     scene = load.load_training_scene(config)
     _introduce(config, scene)
     fingerprint = load.scene_hash(scene)

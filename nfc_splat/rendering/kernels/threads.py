@@ -45,14 +45,15 @@ def set_threads(count: int | None = None) -> int:
 def numba_threads() -> int:
     """Give numba's pool the chosen number of threads and return it; call it before launching a parallel kernel.
 
-    The threading layer is numba's own work queue unless NUMBA_THREADING_LAYER says otherwise: it is in every wheel,
-    whereas the default asks for TBB, which open3d replaces by an older one, and then for an OpenMP that a bare machine
-    lacks. It takes effect if no parallel kernel has run yet.
+    The threading layer is OpenMP unless NUMBA_THREADING_LAYER says otherwise, and numba's own work queue where there is
+    no OpenMP. torch's wheels bring that library, and as torch is loaded first the two share one pool: with the work
+    queue, torch's threads spin on the cores that numba's want, and a second core gains almost nothing. TBB, numba's
+    first choice, is left out because open3d replaces it by an older one that numba refuses.
     """
     import numba
+    import torch as torch  # before numba looks for OpenMP
 
-    if numba.config.THREADING_LAYER == "default":
-        numba.config.THREADING_LAYER = "workqueue"
+    numba.config.THREADING_LAYER_PRIORITY = ["omp", "workqueue", "tbb"]
     count = min(_chosen or available_cores(), numba.config.NUMBA_NUM_THREADS)
     numba.set_num_threads(count)
     return count
