@@ -4,6 +4,7 @@ Poses are float64 camera-to-world matrices [4, 4] in OpenCV axes (x right, y dow
 centred or scaled. Intrinsics are in pixels for pixel centres at +0.5.
 """
 
+import hashlib
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -139,6 +140,23 @@ class Capture:
     world_to_gt: np.ndarray | None = None
     near_far: tuple[float, float] | None = None
     notices: list[str] = field(default_factory=list)
+
+    def digest(self) -> str:
+        """SHA-256 of what the files state: names, image file sizes, lenses, poses, times and points.
+
+        Taken before any linear algebra, whose last bits depend on the processor, so that a scene is known again on
+        another machine. Pixels are not read; a photograph that was edited shows in its file's size.
+        """
+        digest = hashlib.sha256()
+        for frame in self.frames:
+            size = frame.image.stat().st_size if frame.image.is_file() else -1
+            lens = replace(frame.lens, origin="")
+            facts = (frame.name, size, lens, frame.split, frame.mask is None, frame.depth is None, frame.time)
+            digest.update(repr(facts).encode())
+            digest.update(frame.camera_to_world.astype(np.float32).tobytes())
+        for array in (self.points, self.colors):
+            digest.update(b"none" if array is None else array.tobytes())
+        return digest.hexdigest()
 
 
 def naming(names: list[str], limit: int = 5) -> str:

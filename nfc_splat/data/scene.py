@@ -75,6 +75,7 @@ class Scene:
         world_to_gt: [4, 4] float64 from this frame to the ground truth's, or None.
         principal_point_shift: what the reader added to cx and cy; subtract it to write cameras for the format's tools.
         near_far: depth range stated by the files, or None.
+        stated: digest of what the files state of cameras, images and points (`Capture.digest`).
         notices: sentences for the user, in order; those that begin with "Warning:" deserve attention.
     """
 
@@ -92,6 +93,7 @@ class Scene:
     world_to_gt: Tensor | None
     principal_point_shift: float
     near_far: tuple[float, float] | None
+    stated: str
     notices: list[str]
 
 
@@ -117,7 +119,7 @@ def load_scene(path: Path | str, config: DataConfig | None = None, *, undistort:
 def _load(path: Path, config: DataConfig, undistort: bool) -> Scene:
     root, format, reason = _identify(path, config)
     capture: Capture = importlib.import_module(f"nfc_splat.data.{format}").read(root, config)
-    notices = capture.notices
+    notices, stated = capture.notices, capture.digest()
     views, resampler = prepare_views(root, capture, config)
     frames = [view.frame for view in views]
     chosen, rule = assign_splits(
@@ -154,6 +156,7 @@ def _load(path: Path, config: DataConfig, undistort: bool) -> Scene:
         world_to_gt=None if capture.world_to_gt is None else torch.from_numpy(capture.world_to_gt),
         principal_point_shift=capture.principal_point_shift,
         near_far=capture.near_far,
+        stated=stated,
         notices=notices,
     )
 

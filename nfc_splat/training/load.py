@@ -4,8 +4,6 @@ import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import Tensor
-
 from nfc_splat.data import Scene, load_scene
 from nfc_splat.errors import UserError
 from nfc_splat.fields import find_method
@@ -65,24 +63,13 @@ def load_training_scene(config: TrainConfig, path: Path | None = None) -> Scene:
 
 
 def scene_hash(scene: Scene) -> str:
-    """SHA-256 of what a run depends on: image names, cameras, initial points and background, not the pixels."""
-    digest = hashlib.sha256()
-    for name, split in sorted(scene.splits.items()):
-        cameras = split.cameras
-        digest.update(repr((name, list(split.names), cameras.model, cameras.near, cameras.far)).encode())
-        for tensor in (cameras.viewmats, cameras.Ks, cameras.sizes, cameras.times, cameras.distortion):
-            _add(digest, tensor)
-    for tensor in (scene.points, scene.colors, scene.background):
-        _add(digest, tensor)
-    return digest.hexdigest()
+    """SHA-256 of what a run depends on: what the scene's files state, and how they were split, reduced and composited.
 
-
-def _add(digest: Any, tensor: Tensor | None) -> None:
-    if tensor is None:
-        digest.update(b"none")
-        return
-    digest.update(repr((tuple(tensor.shape), str(tensor.dtype))).encode())
-    digest.update(tensor.contiguous().numpy().tobytes())
+    The cameras' last bits are not in it: they depend on the processor that computed them.
+    """
+    splits = {name: (split.names, split.cameras.sizes.tolist()) for name, split in sorted(scene.splits.items())}
+    facts = (scene.stated, splits, scene.resampler, scene.undistorted, scene.background.tolist())
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
 def describe_scene(scene: Scene, fingerprint: str) -> dict[str, Any]:
