@@ -246,6 +246,7 @@ def _forked(work):
     child = os.fork()
     if child == 0:
         signal.alarm(60)
+        torch.set_num_threads(1)  # OpenMP's threads do not survive a fork, and waiting for them would not end
         try:
             work()
         finally:
