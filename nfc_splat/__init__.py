@@ -1,4 +1,4 @@
-"""Train, render, compare and measure scene models learned from posed photographs.
+"""Train, render and measure scene models learned from posed photographs.
 
 Importing this package costs nothing: every heavy library is imported where it is used.
 """

@@ -45,17 +45,17 @@ OPTIONAL = (
     Package("gsplat", "fast Gaussians on a GPU", "pip install 'nfc-splat[gpu]'", "import gsplat"),
     Package(
         "tinycudann",
-        "fast hash grids on a GPU",
+        "hash grids on a GPU, for methods to come",
         "built from source: pip install git+https://github.com/NVlabs/tiny-cuda-nn/#subdirectory=bindings/torch",
         "import tinycudann",
     ),
     Package(
         "open3d",
-        "the demo scene, mesh evaluation",
+        "the built-in scene",
         "pip install 'nfc-splat[geometry]'",
         "from nfc_splat.open3d_loader import load_open3d; load_open3d()",
     ),
-    Package("viser", "the viewer", "pip install 'nfc-splat[view]'", "import viser"),
+    Package("viser", "a viewer to come", "pip install 'nfc-splat[view]'", "import viser"),
     Package("torchvision", "LPIPS", "pip install the one that matches your torch", "import torchvision"),
 )
 

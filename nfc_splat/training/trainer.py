@@ -58,15 +58,15 @@ class Trainer:
                 figures = self.step()
                 if figures is None:
                     self.state = self.saver.after_failure(self.state)
-                    continue
+                else:
+                    self.saver.after_step(self.state, signals.save)
+                    signals.save = False
                 if figures:
                     progress.update(self.state.step, figures)
                 if signals.stop is not None:
                     self.saver.save(self.state)
                     log.warning("stopped at step %d, which is saved; --resume goes on from there", self.state.step)
                     return 128 + signals.stop
-                self.saver.after_step(self.state, signals.save)
-                signals.save = False
         self.saver.save(self.state)
         return 0
 
