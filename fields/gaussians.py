@@ -19,6 +19,7 @@ from nfc_splat.cameras import Cameras
 from nfc_splat.fields.densification import SPLAT_TENSORS, DefaultDensification, Densification
 from nfc_splat.fields.gaussians_config import Config as Config
 from nfc_splat.fields.gaussians_config import preset as preset
+from nfc_splat.fields.image_ssim import image_ssim
 from nfc_splat.fields.initial_points import initial_points, neighbor_distance
 from nfc_splat.fields.mcmc import MCMCDensification
 from nfc_splat.fields.recipe import Batch, SceneGeometry
@@ -144,7 +145,7 @@ class Recipe(BaseRecipe):
         """0.8 L1 + 0.2 (1 - SSIM), each a mean over the pixels that count."""
         weight = self.config.dssim_weight
         absolute = l1(rendering.color, batch.target, mask=batch.mask)
-        return (1 - weight) * absolute + weight * (1 - _ssim(rendering.color, batch.target, batch.mask))
+        return (1 - weight) * absolute + weight * (1 - image_ssim(rendering.color, batch.target, batch.mask))
 
     def before_backward(self, rendering: Rendering, losses: Mapping[str, Tensor], step: int) -> None:
         """Arrange for the screen-space gradients, of the whole loss or of the base term alone.
@@ -187,16 +188,6 @@ class Recipe(BaseRecipe):
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.densification.load_state_dict(state)
-
-
-def _ssim(pred, target, mask):
-    if pred.device.type == "cpu" and pred.dtype == torch.float32 and len(pred) == 1:
-        from nfc_splat.rendering.kernels.ssim_cpu import ssim
-
-        return ssim(pred[0], target[0], None if mask is None else mask[0])
-    from nfc_splat.losses import ssim
-
-    return ssim(pred, target, mask=mask)
 
 
 def export(model: Model, folder: Path) -> list[Path]:

@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import training_toy
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -135,6 +136,15 @@ print(nfc_splat.__file__, nfc_splat.eval.__file__, nfc_splat.fields.__file__, se
         home / "eval" / "__init__.py",
         home / "fields" / "__init__.py",
     ]
+
+
+@pytest.mark.slow
+def test_the_wheel_trains_beside_such_a_project(installed, foreign, tmp_path):
+    scene = training_toy.write_scene(tmp_path / "scene", size=24)
+    words = ["--out", str(tmp_path / "run"), "--steps", "10", "--init-points", "50", "--max-primitives", "100"]
+    text = run(sys.executable, "-m", "nfc_splat.train", str(scene), *words, cwd=foreign, PYTHONPATH=str(installed))
+    assert "test views  PSNR" in text
+    assert (tmp_path / "run" / "point_cloud.ply").is_file()
 
 
 @pytest.mark.slow
