@@ -1,11 +1,13 @@
 """How 3D Gaussians are drawn and trained, in one frozen dataclass, and its two presets.
 
+The dataclass's own defaults are the published ones (Kerbl et al. 2023), for 30,000 steps.
 Lengths are in units of the scene's extent (`SceneGeometry.extent`) where a field says so; screen-space gradients are
 those of 3DGS, per pixel of normalised device coordinates (pixel gradient times half the image size).
 """
 
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+import math
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Literal
 
 from nfc_splat.errors import UserError
 
@@ -15,23 +17,29 @@ FEWEST_VIEWS = 10  # a refinement that has seen fewer views than this works on n
 
 @dataclass(frozen=True)
 class Config:
-    """3D Gaussian splatting (Kerbl et al. 2023). The defaults are the published values, for 30,000 steps."""
+    """3D Gaussian splatting (Kerbl et al. 2023). --help shows the values of the chosen --preset and --strategy."""
+
+    # What --help calls the flags from this one to the next that is named here.
+    FLAG_GROUPS: ClassVar[dict[str, str]] = {
+        "steps": "3dgs drawing and start",
+        "dssim_weight": "3dgs loss and learning rate",
+        "strategy": "3dgs densification",
+        "prune_opacity": "3dgs pruning and MCMC",
+    }
 
     steps: int = 30_000
-    """Training steps."""
-    designed_steps: int = 30_000
-    """Steps that the schedule was designed for; fields counted in steps were rescaled from that many to `steps`."""
+    """Training steps. The preset's schedule is rescaled to them; what other flags count in steps is taken as given."""
 
     sh_degree: int = 3
     """Degree of the spherical harmonics that hold the colour, 0 (no view dependence) to 3."""
     sh_degree_every: int = 1000
-    """Steps between two degrees: training starts with degree 0."""
+    """Steps between two degrees; training starts with degree 0."""
     antialiased: bool = False
-    """Compensate opacities for the screen-space blur (Mip-Splatting): for viewing at other scales than trained."""
+    """Compensate opacities for the screen-space blur (Mip-Splatting), for viewing at other scales than trained."""
     near_plane: float = 0.01
     """Gaussians whose centre is nearer than this to the camera plane are not drawn, in world units."""
     far_plane: float = 1e10
-    """Nor those farther than this."""
+    """Gaussians whose centre is farther than this are not drawn, in world units."""
     backend: Literal["auto", "reference", "cpu", "cuda"] = "auto"
     """Which rasteriser. "auto" follows the device; "reference" is slow and for checks."""
 
@@ -52,7 +60,7 @@ class Config:
     lr_means: float = 1.6e-4
     """Learning rate of the positions at the first step, per unit of extent."""
     lr_means_final: float = 1.6e-6
-    """The same at the last step; log-linear between."""
+    """Learning rate of the positions at the last step; log-linear from --lr-means."""
     lr_quats: float = 1e-3
     """Learning rate of the rotations."""
     lr_scales: float = 5e-3
@@ -69,51 +77,56 @@ class Config:
     max_primitives: int = 5_000_000
     """Never more Gaussians than this; a notice says when that keeps a Gaussian from being added."""
     refine_start: int = 500
-    """Gaussians are added and removed after this step,"""
+    """Gaussians are added and removed only after this step."""
     refine_stop: int = 15_000
-    """before this one,"""
+    """Gaussians are added and removed only before this step."""
     refine_every: int = 100
-    """and every so many steps."""
+    """Steps from one adding and removing of Gaussians to the next."""
     densify_from: Literal["base", "total"] = "base"
-    """Whose screen-space gradient decides where the default strategy adds Gaussians: the base photometric loss's alone,
-    so that another loss term leaves that decision alone (one more backward pass while densifying), or the whole
+    """Loss whose screen-space gradient decides where the default strategy adds Gaussians. "base" is the photometric
+    loss's alone, which no other term then disturbs (one more backward pass while adding); "total" is the whole
     loss's."""
     absgrad: bool = False
-    """Use the sum of the absolute screen-space gradients over pixels (AbsGS); raise `grow_grad2d` to about 8e-4."""
+    """Add up absolute screen-space gradients over pixels (AbsGS). They are larger: --grow-grad2d wants about 8e-4 with
+    them, 2e-4 without."""
     grow_grad2d: float = 2e-4
     """Gaussians with a larger mean screen-space gradient are cloned or split."""
     grow_scale3d: float = 0.01
-    """Among those, the ones up to this standard deviation are cloned, larger ones split, in units of the extent."""
+    """Gaussians to be added to are cloned up to this standard deviation and split above it, in units of the extent."""
     prune_opacity: float = 0.005
     """Gaussians fainter than this are removed (default) or moved to where others are (MCMC)."""
     prune_scale3d: float = 0.1
-    """Gaussians with a larger standard deviation than this are removed, in units of the extent,"""
+    """Gaussians with a larger standard deviation than this are removed, in units of the extent."""
     prune_large_from: int = 3000
-    """after this step."""
+    """Step after which Gaussians larger than --prune-scale3d are removed."""
     reset_every: int = 3000
-    """Steps between two opacity resets, which lower every opacity to at most twice `prune_opacity`; 0 for none."""
+    """Steps between two opacity resets, which lower every opacity to at most twice --prune-opacity; 0 for none."""
     mcmc_growth: float = 0.05
     """MCMC: Gaussians added at each refinement, as a share of those there."""
     mcmc_noise: float = 5e5
     """MCMC: strength of the noise on faint Gaussians' positions, times their learning rate."""
 
     def __post_init__(self):
-        at_least = {"steps": 1, "designed_steps": 1, "sh_degree_every": 1, "refine_every": 1, "max_primitives": 1}
-        at_least |= {"init_points": 1, "refine_start": 0, "refine_stop": 0, "reset_every": 0, "prune_large_from": 0}
-        for name, least in at_least.items():
-            _require(self, name, getattr(self, name) >= least, f"at least {least}")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type is float:
+                _require(self, field.name, math.isfinite(value), "a finite number")
+            if field.type in (int, float):
+                _require(self, field.name, value >= 0, "0 or more")
+        for name in ("steps", "sh_degree_every", "refine_every", "max_primitives", "init_points"):
+            _require(self, name, getattr(self, name) >= 1, "1 or more")
         for name in ("init_opacity", "prune_opacity"):
             _require(self, name, 0 < getattr(self, name) < 1, "strictly between 0 and 1")
-        positive = ("init_scale", "lr_means", "lr_means_final", "near_plane")
-        for name in positive:
+        for name in ("init_scale", "lr_means", "lr_means_final", "near_plane"):
             _require(self, name, getattr(self, name) > 0, "above 0")
-        _require(self, "sh_degree", 0 <= self.sh_degree <= 3, "0, 1, 2 or 3")
-        _require(self, "dssim_weight", 0 <= self.dssim_weight <= 1, "from 0 to 1")
+        _require(self, "far_plane", self.far_plane > self.near_plane, f"above --near-plane {self.near_plane}")
+        _require(self, "sh_degree", self.sh_degree <= 3, "0, 1, 2 or 3")
+        _require(self, "dssim_weight", self.dssim_weight <= 1, "from 0 to 1")
 
     def scaled_to(self, steps: int) -> "Config":
         """The same schedule stretched or squeezed to `steps`: every field counted in steps is rescaled.
 
-        A refinement still waits for at least `FEWEST_VIEWS` steps. `designed_steps` keeps the original count.
+        A refinement still waits for at least `FEWEST_VIEWS` steps.
         """
         factor = steps / self.steps
         scaled = {name: round(getattr(self, name) * factor) for name in STEP_FIELDS}
@@ -151,7 +164,7 @@ def _quick(strategy: str) -> Config:
     Tuned on synthetic and real scenes of that size: no opacity resets, which cost more steps than such a short run has;
     absolute gradients and early removal of faint Gaussians, which put a small number of them to better use.
     """
-    shared = dict(steps=8000, designed_steps=8000, sh_degree_every=500, init_points=10_000, max_primitives=20_000)
+    shared = dict(steps=8000, sh_degree_every=500, init_points=10_000, max_primitives=20_000)
     if strategy == "mcmc":
         return replace(_paper("mcmc"), **shared, refine_start=300, refine_stop=6500)
     return Config(

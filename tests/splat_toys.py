@@ -43,7 +43,7 @@ def orbit(count: int = 6, radius: float = 4.0, size: int = SIZE) -> Cameras:
 
 def toy_config(**overrides: object) -> Config:
     """A config that runs in milliseconds a step without compiling anything."""
-    settings = dict(steps=40, designed_steps=40, backend="reference", init_points=40, sh_degree_every=10)
+    settings = dict(steps=40, backend="reference", init_points=40, sh_degree_every=10)
     settings |= dict(refine_start=2, refine_stop=36, refine_every=5, reset_every=0, prune_large_from=10)
     settings |= dict(lr_means=2e-3, lr_means_final=2e-4, lr_sh0=2e-2, lr_scales=1e-2)
     return Config(**(settings | overrides))

@@ -59,7 +59,7 @@ def test_everything_counted_in_steps_is_scaled_with_the_steps():
         "reset_every": 300,
         "prune_large_from": 300,
     }
-    assert (config.steps, config.designed_steps) == (3000, 30_000)
+    assert config.steps == 3000
     changed = {"steps", *STEP_FIELDS}
     for field in dataclasses.fields(Config):
         assert field.name in changed or getattr(config, field.name) == getattr(Config(), field.name)
@@ -98,7 +98,18 @@ def test_overrides_are_taken_literally_beside_scaled_steps():
         ({"dssim_weight": 1.5}, "--dssim-weight 1.5"),
         ({"max_primitives": 0}, "--max-primitives 0"),
         ({"refine_every": 0}, "--refine-every 0"),
-        ({"lr_means": math.nan}, "--lr-means nan"),
+        ({"lr_means": math.nan}, "--lr-means nan: expected a finite number"),
+        ({"grow_grad2d": math.inf}, "--grow-grad2d inf: expected a finite number"),
+        ({"far_plane": math.inf}, "--far-plane inf: expected a finite number"),
+        ({"opacity_reg": math.nan}, "--opacity-reg nan: expected a finite number"),
+        ({"opacity_reg": -0.1}, "--opacity-reg -0.1: expected 0 or more"),
+        ({"lr_quats": -1.0}, "--lr-quats -1.0: expected 0 or more"),
+        ({"lr_shN": -1.0}, "--lr-shN -1.0: expected 0 or more"),
+        ({"mcmc_noise": -1.0}, "--mcmc-noise -1.0: expected 0 or more"),
+        ({"refine_stop": -1}, "--refine-stop -1: expected 0 or more"),
+        ({"init_scale": 0.0}, "--init-scale 0.0: expected above 0"),
+        ({"near_plane": 0.0}, "--near-plane 0.0: expected above 0"),
+        ({"near_plane": 2.0, "far_plane": 1.0}, "--far-plane 1.0: expected above --near-plane 2.0"),
         ({"strategy": "magic"}, "--strategy magic"),
         ({"no_such": 1}, "no_such"),
     ],
@@ -243,7 +254,7 @@ def test_the_number_of_gaussians_changes_and_is_reported():
 
 
 def test_learning_rate_of_the_means_falls_log_linearly_and_respects_the_trainer():
-    run = trainer(steps=20, designed_steps=20, lr_means=1e-2, lr_means_final=1e-4)
+    run = trainer(steps=20, lr_means=1e-2, lr_means_final=1e-4)
     (optimizer,) = run.optimizers.values()
     rate = lambda: next(g["lr"] for g in optimizer.param_groups if g["name"] == "means")  # noqa: E731
     extent = run.recipe.extent
