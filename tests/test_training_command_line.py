@@ -1,6 +1,9 @@
 """From arguments to a resolved configuration."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,9 +12,10 @@ import training_toy
 
 from nfc_splat.errors import UserError
 from nfc_splat.fields import METHODS
+from nfc_splat.options import field_docstrings, flags
 from nfc_splat.rendering.kernels.threads import available_cores
 from nfc_splat.training.command_line import parse_command_line
-from nfc_splat.training.config import config_hash, default_config, flags, matching, resolve
+from nfc_splat.training.config import config_hash, default_config, matching, resolve
 from nfc_splat.training.run import open_run, write_record
 
 
@@ -115,7 +119,13 @@ def test_no_two_flags_share_a_name(method):
         (("--keep", "0"), "--keep 0: expected 1 or more"),
         (("--save-minutes", "-1"), "--save-minutes -1.0"),
         (("--threads", "0"), "--threads 0"),
+        (("--save-minutes", "nan"), "--save-minutes nan: expected 0 or more"),
+        (("--save-minutes", "inf"), "--save-minutes inf"),
+        (("--loss-eps", "nan"), "--loss-eps nan"),
+        (("--loss-eps-low", "-0.1"), "--loss-eps-low -0.1"),
+        (("--loss", "classification", "--loss-weight", "inf"), "--loss-weight inf"),
         (("--seed", "-3"), "--seed -3"),
+        (("--seed", "9223372036854775808"), "--seed 9223372036854775808: expected less than 2**63"),
         (("--downscale", "0"), "--downscale 0"),
         (("--resume", "auto", "--overwrite"), "--resume and --overwrite"),
         (("--resume",), "there is no run in runs/scene-toy-regression"),
@@ -146,10 +156,62 @@ def test_help_is_grouped_and_names_every_flag(capsys):
         parse("--help")
     assert not caught.value.code
     text = capsys.readouterr().out
-    for name in [*flags(parse()), "SCENE"]:
+    for name in [*flags(parse(), {"scene": "SCENE"}), "SCENE"]:
         assert name in text
-    for group in ("checkpoints options", "data options", "model options"):
+    for group in ("run options", "checkpoints options", "data options", "model options"):
         assert group in text
+
+
+def test_each_group_of_the_help_fits_a_screen():
+    environment = os.environ | {"COLUMNS": "80", "PYTHONIOENCODING": "utf-8"}
+    command = [sys.executable, "-m", "nfc_splat.train", "--help"]
+    repository = Path(__file__).resolve().parent.parent
+    done = subprocess.run(command, env=environment, cwd=repository, capture_output=True, timeout=120, check=True)
+    lines = done.stdout.decode("utf-8").splitlines()
+    starts = [index for index, line in enumerate(lines) if line.startswith("╭")]
+    assert len(starts) >= 8
+    assert max(end - start for start, end in zip(starts, [*starts[1:], len(lines)], strict=True)) <= 34
+    assert max(map(len, lines[starts[0] :])) <= 80
+
+
+def test_the_help_shows_the_values_of_the_chosen_preset(capsys):
+    shown = {}
+    for preset in ("quick", "paper"):
+        with pytest.raises(SystemExit):
+            parse_command_line(["--preset", preset, "--help"])
+        shown[preset] = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "--max-primitives INT Never more Gaussians than this" in shown["quick"]
+    assert "(default: 20000)" in shown["quick"]
+    assert "(default: 5000000)" not in shown["quick"]
+    assert "(default: 5000000)" in shown["paper"]
+    assert "values of the chosen --preset" in shown["quick"]
+
+
+def test_every_help_text_stands_alone():
+    config = default_config(Path("scene"), method="3dgs", device="cpu")
+    for part in (config, config.checkpoints, config.data, config.model):
+        texts = field_docstrings(type(part))
+        for name, text in texts.items():
+            assert text[0].isupper() or text[0] == '"', name
+            assert text.endswith("."), name
+            assert not {"\n", "`"} & set(text), name
+        plain = {item.name for item in dataclasses.fields(part)} - {"checkpoints", "data", "model"}
+        assert plain <= set(texts)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--grow-grad2d", "inf"), "--grow-grad2d inf: expected a finite number"),
+        (("--lr-quats", "-1"), "--lr-quats -1.0: expected 0 or more"),
+        (("--opacity-reg", "nan"), "--opacity-reg nan: expected a finite number"),
+        (("--designed-steps", "10"), "--designed-steps: unknown flag"),
+    ],
+)
+def test_a_wrong_model_setting_is_said_in_one_line(words, message):
+    with pytest.raises(UserError, match=message) as caught:
+        parse_command_line(["scene", "--device", "cpu", *words])
+    assert "\n" not in str(caught.value)
 
 
 def test_resume_alone_continues_the_run_that_the_same_command_made():

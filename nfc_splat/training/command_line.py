@@ -5,32 +5,20 @@ of the full parse. A resumed run takes its defaults from the run's own config.js
 """
 
 import argparse
-import contextlib
-import dataclasses
-import difflib
-import io
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
 
 import tyro
 
 from nfc_splat.errors import UserError
 from nfc_splat.fields import find_method
-from nfc_splat.training.config import AUTO_METHOD, TrainConfig, default_config, flags, resolve
+from nfc_splat.options import parse_options
+from nfc_splat.training.config import AUTO_METHOD, TrainConfig, default_config, resolve
 from nfc_splat.training.run import find_run, is_run, read_config
 from nfc_splat.training.state import refuse_differences
 
 PROGRAM = "python -m nfc_splat.train"
-
-
-@dataclass(frozen=True)
-class _CommandLine(TrainConfig):
-    """Train a scene model from posed images, evaluate it on the held-out views and export it."""
-
-    scene: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SCENE")]
-    """Folder of the scene. Not needed with --resume PATH."""
 
 
 def parse_command_line(arguments: Sequence[str]) -> TrainConfig:
@@ -106,44 +94,6 @@ def _preset_defaults(arguments: Sequence[str]) -> TrainConfig:
 
 def _parse(arguments: Sequence[str], default: TrainConfig) -> TrainConfig:
     """The full parse; what is not given is taken from `default`."""
-    _refuse_unknown(arguments, default)
-    start = _CommandLine(**{field.name: getattr(default, field.name) for field in dataclasses.fields(default)})
-    errors = io.StringIO()
-    markers = (tyro.conf.OmitArgPrefixes, tyro.conf.PositionalRequiredArgs)
-    try:
-        with contextlib.redirect_stderr(errors):
-            parsed, unknown = tyro.cli(
-                _CommandLine, prog=PROGRAM, args=arguments, default=start, return_unknown_args=True, config=markers
-            )
-    except SystemExit as leaving:
-        if not leaving.code:
-            raise
-        raise UserError(_one_line(errors.getvalue())) from None
-    if unknown:
-        hint = "what follows --resume must be a run folder or one of its checkpoints"
-        raise UserError(f"{unknown[0]!r}: expected one SCENE and flags; {hint}")
-    return TrainConfig(**{field.name: getattr(parsed, field.name) for field in dataclasses.fields(default)})
-
-
-def _refuse_unknown(arguments: Sequence[str], default: TrainConfig) -> None:
-    """Raise a `UserError` for the first flag that does not exist, with the nearest one that does."""
-    known = [*flags(default), "--help"]
-    for word in arguments:
-        name = word.partition("=")[0].replace("_", "-")
-        if word.startswith("--") and name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-            hint = f"did you mean {near[0]}?" if near else f"{PROGRAM} --help lists them"
-            raise UserError(f"{word}: unknown flag; {hint}")
-
-
-def _one_line(box: str) -> str:
-    """The message inside tyro's drawn box: the rows up to the first rule."""
-    rows = []
-    for line in box.splitlines():
-        row = line.strip().strip("│").strip()
-        if row.startswith("╭"):
-            continue
-        if row.startswith(("─", "╰")):
-            break
-        rows.append(row)
-    return " ".join(rows).removesuffix(".") + f"; see {PROGRAM} --help"
+    expected = "one SCENE and flags; what follows --resume must be a run folder or one of its checkpoints"
+    positional = {"scene": "SCENE"}
+    return parse_options(TrainConfig, arguments, PROGRAM, default=default, positional=positional, expected=expected)

@@ -1,12 +1,11 @@
 """What a training run is told: `TrainConfig`, how its "auto" values are settled, and which of its fields a resumed run
 must share with the run that it continues."""
 
-import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from nfc_splat.data.config import DataConfig
 from nfc_splat.errors import UserError
@@ -38,6 +37,9 @@ class CheckpointConfig:
 @dataclass(frozen=True)
 class TrainConfig:
     """Train a scene model from posed images, evaluate it on the held-out views and export it."""
+
+    # What --help calls the flags from this one on.
+    FLAG_GROUPS: ClassVar[dict[str, str]] = {"out": "run"}
 
     scene: Path
     """Folder of the scene. Not needed with --resume PATH."""
@@ -183,6 +185,8 @@ def _check(config: TrainConfig) -> None:
     ):
         if not least <= value < float("inf"):
             raise UserError(f"{flag} {value}: expected {least} or more")
+    if config.seed >= 2**63:
+        raise UserError(f"--seed {config.seed}: expected less than 2**63")
     if config.resume is not None and config.overwrite:
         raise UserError("--resume and --overwrite: expected at most one of them")
 
@@ -222,19 +226,3 @@ def config_from_plain(value: Any, source: str) -> TrainConfig:
     config = from_plain(TrainConfig, value, source)
     module = find_method(config.method).load()
     return replace(config, model=from_plain(module.Config, config.model, f"{source}: model"))
-
-
-def flags(config: TrainConfig) -> list[str]:
-    """Every flag that the command line has for `config`, which is nested one level deep, without prefixes."""
-    names = []
-    for item in dataclasses.fields(config):
-        value = getattr(config, item.name)
-        parts = [(entry.name, getattr(value, entry.name)) for entry in _fields(value)] or [(item.name, value)]
-        for name, part in parts:
-            name = name.replace("_", "-")
-            names += [f"--{name}", f"--no-{name}"] if isinstance(part, bool) else [f"--{name}"]
-    return [name for name in names if name != "--scene"]
-
-
-def _fields(value: Any) -> tuple[dataclasses.Field, ...]:
-    return dataclasses.fields(value) if dataclasses.is_dataclass(value) else ()
