@@ -10,13 +10,15 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 from nfc_splat.errors import UserError, run_command
+from nfc_splat.options import parse_options
 
+PROGRAM = "python -m nfc_splat.demo"
 MARKER = "demo.json"  # settings of the scene; says that the folder is this command's to replace
 PARTIAL = ".partial"  # where a scene grows; a leftover of a killed process is removed
 OWN_FILES = {
@@ -28,24 +30,25 @@ LIMITS = {"views": (2, 100_000), "width": (16, 8192), "height": (16, 8192), "sup
 
 @dataclass(frozen=True)
 class Settings:
-    """What to write.
-
-    Attributes:
-        kind: "room": inside-out views of a furnished room, Replica layout. "object": views around a closed urn,
-            Blender layout.
-        views: how many; of the object, the training views, and a quarter as many test views besides.
-        width: of the images, in pixels.
-        height: of the images, in pixels.
-        supersample: rays along each side of a pixel.
-        seed: of the textures, the books, the plant and the object's views.
-    """
+    """What to write."""
 
     kind: Literal["room", "object"] = "room"
+    """A furnished room seen from inside (Replica layout), or a closed urn seen from around it (Blender layout)."""
+
     views: int = 100
+    """How many images; of the object, the training images, and a quarter as many test images besides."""
+
     width: int = 240
+    """Width of the images, in pixels."""
+
     height: int = 180
+    """Height of the images, in pixels."""
+
     supersample: int = 3
+    """Rays along each side of a pixel."""
+
     seed: int = 0
+    """Seed of the textures, the books, the plant and the object's views."""
 
     def check(self) -> None:
         """Raise a `UserError` for a number out of range."""
@@ -165,34 +168,39 @@ class _ProgressLine:
             print(file=sys.stderr)
 
 
-def main() -> int:
-    """The command line."""
-    import tyro
+@dataclass(frozen=True)
+class _CommandLine:
+    """Write a built-in scene and the exact mesh behind it."""
 
-    def command(
-        out: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[OUT]")] = None,
-        *,
-        settings: tyro.conf.OmitArgPrefixes[Settings] = Settings(),
-    ) -> int:
-        """Write a built-in scene and the exact mesh behind it.
+    out: Path | None = None
+    """Folder to write; by default scenes/room or scenes/urn."""
 
-        Args:
-            out: folder to write; by default scenes/room or scenes/urn.
-            settings: what to write.
-        """
-        folder = out or Path("scenes", "room" if settings.kind == "room" else "urn")
-        line = _ProgressLine()
-        started = time.monotonic()
-        try:
-            write_scene(folder, settings, line)
-        finally:
-            line.close()
-        mesh = next(folder.glob("*_mesh.ply"))
-        print(f"wrote {folder} in {time.monotonic() - started:.0f} s; its true surface is {mesh}")
-        print(f"next: python -m nfc_splat.train {shlex.quote(str(folder))}")
-        return 0
+    settings: Settings = Settings()
 
-    return tyro.cli(command, prog="python -m nfc_splat.demo")
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line.
+
+    Args:
+        arguments: None for those of the process.
+    """
+    words = sys.argv[1:] if arguments is None else arguments
+    options = parse_options(
+        _CommandLine, words, PROGRAM, positional={"out": "[OUT]"}, expected="at most one OUT and flags"
+    )
+    settings = options.settings
+    settings.check()
+    folder = options.out or Path("scenes", "room" if settings.kind == "room" else "urn")
+    line = _ProgressLine()
+    started = time.monotonic()
+    try:
+        write_scene(folder, settings, line)
+    finally:
+        line.close()
+    mesh = next(folder.glob("*_mesh.ply"))
+    print(f"wrote {folder} in {time.monotonic() - started:.0f} s; its true surface is {mesh}")
+    print(f"next: python -m nfc_splat.train {shlex.quote(str(folder))}")
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The built-in scenes: their layout, their geometry seen through the project's own readers, their reproducibility."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
+from nfc_splat import demo
 from nfc_splat.data import load_scene
 from nfc_splat.demo import Settings, write_scene
-from nfc_splat.errors import UserError
+from nfc_splat.errors import UserError, run_command
 from nfc_splat.open3d_loader import load_open3d
 
 pytest.importorskip("open3d", reason="the ray tracer needs open3d (pip install 'nfc-splat[geometry]')")
@@ -290,3 +292,51 @@ def test_the_command_ends_with_the_path_and_the_next_command(tmp_path):
     assert again.returncode == 2
     assert again.stderr.startswith("error: ")
     assert again.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--nonsense"], "--nonsense: unknown flag; python -m nfc_splat.demo --help lists them"),
+        (["--widht", "20"], "--widht: unknown flag; did you mean --width?"),
+        (["--views", "many"], "--views"),
+        (["--kind", "castle"], "'castle' for argument '--kind'"),
+        (["--width", "3"], "--width 3: expected 16 to 8192"),
+        (["one", "two"], "'two': expected at most one OUT and flags"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(words, message, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        run_command(lambda: demo.main(words))
+    assert caught.value.code == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("error: ")
+    assert shown.err.count("\n") == 1
+    assert message in shown.err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_a_wrong_value_is_one_line_in_any_terminal(encoding):
+    command = [sys.executable, "-m", "nfc_splat.demo", "--kind", "castle"]
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    repository = Path(__file__).resolve().parent.parent
+    done = subprocess.run(
+        command, cwd=repository, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: invalid choice 'castle' for argument '--kind'. Expected one of ('room', 'object'); "
+        "see python -m nfc_splat.demo --help\n"
+    )
+
+
+def test_the_help_names_every_setting(capsys):
+    with pytest.raises(SystemExit) as caught:
+        demo.main(["--help"])
+    assert not caught.value.code
+    text = capsys.readouterr().out
+    for name in ("[OUT]", "--kind", "--views", "--width", "--height", "--supersample", "--seed"):
+        assert name in text
