@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from nfc_splat.errors import UserError
 from nfc_splat.fields.gaussians_config import Config
 from nfc_splat.rendering.rasterize import RasterInfo
 
@@ -169,6 +170,11 @@ class DefaultDensification(Densification):
             kept = changes["scales"].amax(-1).exp() <= config.prune_scale3d * self.extent
             source, fresh = source[kept], fresh[kept]
             changes = {name: values[kept] for name, values in changes.items()}
+        if not len(source):
+            raise UserError(
+                f"step {step}: every Gaussian has become too faint or too large and would be removed; check that the "
+                "images are not blank and the poses fit (python -m nfc_splat.doctor SCENE), or lower --prune-opacity"
+            )
         rebuild(model, optimizer, source, fresh, changes)
         added = len(clones) + len(parents)
         removed = total + added - len(source)

@@ -84,6 +84,7 @@ def _begin(
     config: "TrainConfig", geometry: "SceneGeometry", fingerprint: str, source: "RunSource | None"
 ) -> tuple["TrainingState", int]:
     """The state to train from, fresh or resumed, and the step whose checkpoint the run folder has already, or -1."""
+    from nfc_splat.training.checkpoint import discard_after
     from nfc_splat.training.load import checkpoint_of
     from nfc_splat.training.state import fresh_state, restored_state
 
@@ -91,7 +92,10 @@ def _begin(
         return fresh_state(config, geometry), -1
     state = restored_state(checkpoint_of(source), config, geometry, fingerprint)
     log.info("resumed at step %d of %d", state.step, config.steps)
-    return state, state.step if source.folder.resolve() == config.out.resolve() else -1
+    if source.folder.resolve() != config.out.resolve():
+        return state, -1
+    discard_after(config.out / "checkpoints", state.step)
+    return state, state.step
 
 
 def finish(run: "LoadedRun", seconds: float) -> None:

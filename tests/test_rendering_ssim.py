@@ -34,14 +34,15 @@ def test_any_number_of_channels(channels):
     compare(*images(20, 31, channels))
 
 
-@pytest.mark.parametrize("kind", ["binary", "weights", "one pixel"])
+@pytest.mark.parametrize("kind", ["binary", "weights", "one pixel", "no pixel"])
 def test_masks(kind):
     pred, target = images(29, 41, seed=1)
     mask = torch.rand(29, 41, generator=torch.Generator().manual_seed(2))
     if kind == "binary":
         mask = (mask > 0.4).float()
-    if kind == "one pixel":
+    if "pixel" in kind:
         mask = torch.zeros(29, 41)
+    if kind == "one pixel":
         mask[7, 8] = 1.0
     compare(pred, target, mask)
 

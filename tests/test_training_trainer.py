@@ -570,3 +570,23 @@ def test_a_checkpoint_that_is_named_must_be_good(configure):
         train(dataclasses.replace(config, resume=str(path)))
     with pytest.raises(UserError):
         read_checkpoint(path)
+
+
+def test_resuming_from_an_older_step_abandons_the_later_ones(configure):
+    config = configure(checkpoints=CheckpointConfig(save_steps=10, save_minutes=0, keep=5))
+    train(config)
+    older = config.out / "checkpoints" / "step_00000020.safetensors"
+    seen = []
+
+    class StoppedError(Exception):
+        pass
+
+    def stop(self):
+        seen.append(sorted(checkpoint_files(config.out / "checkpoints")))
+        raise StoppedError
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Trainer, "fit", stop)
+        with pytest.raises(StoppedError):
+            train(dataclasses.replace(config, resume=str(older)))
+    assert max(seen[0]) == 20

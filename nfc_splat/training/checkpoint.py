@@ -93,8 +93,12 @@ def write_checkpoint(folder: Path, header: Header, tensors: Mapping[str, Tensor]
     A crash at any moment leaves the previous checkpoints believed, or this one.
 
     Raises:
-        UserError: it cannot be written (disk full, no permission); what was there is untouched.
+        UserError: it cannot be written (disk full, no permission), or holds a number that is not finite, which nobody
+            could resume from; what was there is untouched.
     """
+    for name, tensor in tensors.items():
+        if name.startswith("model/") and tensor.is_floating_point() and not tensor.isfinite().all():
+            raise UserError(f"step {header.step} is not saved: {name} holds NaN or Inf; the older checkpoints are kept")
     path = folder / f"step_{header.step:08d}.safetensors"
     ready = _separate({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     text = json.dumps(to_plain(header), allow_nan=False)
@@ -200,6 +204,14 @@ def _header(path: Path, text: str) -> Header:
 
 def _sidecar(path: Path) -> Path:
     return path.with_suffix(".json")
+
+
+def discard_after(folder: Path, step: int) -> None:
+    """Delete the checkpoints of later steps: a future that is abandoned by resuming from `step`."""
+    for number, path in checkpoint_files(folder).items():
+        if number > step:
+            _sidecar(path).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
 
 
 def _prune(folder: Path, step: int, keep: int) -> None:

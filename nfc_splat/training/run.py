@@ -230,6 +230,6 @@ def _commit() -> str | None:
 def _line_step(line: str) -> float:
     """The step of a line of `metrics.jsonl`; infinite for one that was cut short."""
     try:
-        return json.loads(line)["step"]
+        return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return float("inf")

@@ -28,12 +28,14 @@ class _Project(Function):
     @staticmethod
     def forward(ctx: Any, means, quats, scales, opacities, sh0, shN, camera: tuple, options: tuple):
         numba_threads()
-        arrays = tuple(_array(tensor) for tensor in (means, quats, scales, opacities, sh0, shN))
+        inputs = (means, quats, scales, opacities, sh0, shN)
+        arrays = tuple(_array(tensor) for tensor in inputs)
         degree, near, far, eps2d, antialiased, with_depth = options
         means2d, radii, depths, splats = project_cpu.project_forward(
             *arrays, *camera, degree, np.float32(near), np.float32(far), np.float32(eps2d), antialiased, with_depth
         )
-        ctx.arrays, ctx.camera, ctx.options, ctx.radii, ctx.splats = arrays, camera, options, radii, splats
+        ctx.save_for_backward(*inputs)  # torch then notices if somebody changes them before the backward pass
+        ctx.camera, ctx.options, ctx.radii, ctx.splats = camera, options, radii, splats
         outputs = tuple(torch.from_numpy(array) for array in (means2d, splats, radii, depths))
         ctx.mark_non_differentiable(outputs[2], outputs[3])
         ctx.set_materialize_grads(True)
@@ -43,8 +45,9 @@ class _Project(Function):
     @once_differentiable
     def backward(ctx: Any, v_means2d, v_splats, _radii, _depths):
         degree, _, _, eps2d, antialiased, with_depth = ctx.options
+        arrays = (_array(tensor) for tensor in ctx.saved_tensors)
         gradients = project_cpu.project_backward(
-            *ctx.arrays, *ctx.camera, degree, np.float32(eps2d), antialiased, with_depth, ctx.radii, ctx.splats,
+            *arrays, *ctx.camera, degree, np.float32(eps2d), antialiased, with_depth, ctx.radii, ctx.splats,
             _array(v_means2d), _array(v_splats),
         )  # fmt: skip
         return *(torch.from_numpy(array) for array in gradients), None, None
@@ -62,7 +65,8 @@ class _Composite(Function):
             tiles_cpu.composite_forward(*arrays, group, *binned[1:3], _array(part), *size, workers)
             for group, part in enumerate(background.split(tiles_cpu.CHANNELS))
         ]
-        ctx.arrays, ctx.binned, ctx.drawn, ctx.absgrad = arrays, binned, drawn, absgrad
+        ctx.save_for_backward(means2d, splats)
+        ctx.binned, ctx.drawn, ctx.absgrad = binned, drawn, absgrad
         colors = [torch.from_numpy(colors) for colors, _, _ in drawn]
         return torch.cat(colors, -1) if len(colors) > 1 else colors[0], torch.from_numpy(1 - drawn[0][1])[..., None]
 
@@ -70,7 +74,7 @@ class _Composite(Function):
     @once_differentiable
     def backward(ctx: Any, v_colors, v_alphas):
         workers = numba_threads()
-        means2d, splats = ctx.arrays
+        means2d, splats = (_array(tensor) for tensor in ctx.saved_tensors)
         order, offsets, gaussian_ids, slots, first_slot = ctx.binned
         v_means2d, v_splats = np.zeros_like(means2d), np.zeros_like(splats)
         v_absolute = np.zeros((len(means2d) if ctx.absgrad is not None else 0, 2), np.float32)

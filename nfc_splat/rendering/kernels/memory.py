@@ -3,7 +3,7 @@
 import ctypes
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
-LIMIT = 2**30
+LIMIT, OLD_LIMIT = 2**30, 2**25  # before 2.35 glibc refused a larger threshold than 32 MiB
 
 
 def keep_freed_memory() -> bool:
@@ -20,4 +20,5 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):
         return False
-    return bool(mallopt(M_MMAP_THRESHOLD, LIMIT) and mallopt(M_TRIM_THRESHOLD, LIMIT))
+    kept = mallopt(M_MMAP_THRESHOLD, LIMIT) or mallopt(M_MMAP_THRESHOLD, OLD_LIMIT)
+    return bool(mallopt(M_TRIM_THRESHOLD, LIMIT) and kept)

@@ -175,7 +175,7 @@ class _Ssim(Function):
         height, width, channels = pred.shape
         rows = [t.detach().float().contiguous().view(-1, width * channels).numpy() for t in (pred, target, weights)]
         totals, maps = ssim_forward(*rows, channels)
-        weight = float(weights.double().sum()) * (height // len(rows[2]))
+        weight = float(weights.double().sum()) * (height // len(rows[2])) or 1.0  # nothing counts: the mean is 0
         ctx.saved = rows[0], rows[1], maps, channels, weight
         return pred.new_tensor(totals.sum() / weight)
 
@@ -195,7 +195,7 @@ def ssim(pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         mask: [H, W] weights; a pixel of weight 0 counts as black in both images.
 
     Returns:
-        A scalar in [-1, 1].
+        A scalar in [-1, 1]; 0 when no pixel counts.
     """
     if pred.shape != target.shape or pred.dim() != 3:
         raise ValueError(f"pred and target must be [H, W, D] alike; got {list(pred.shape)} and {list(target.shape)}")

@@ -189,6 +189,8 @@ def bin_gaussians(means2d, radii, depths, splats, width, height, chunks):
     first_span = _first_spans(order, means2d, radii, tiles_y)
     spans, per_tile, first_slot = _count_tiles(order, means2d, radii, splats, tiles_x, tiles_y, first_span, chunks)
     offsets = _prefix_sums(per_tile, first_slot)
+    if offsets[-1] >= 2**31:
+        raise ValueError(f"{offsets[-1]:,} intersections of Gaussians and tiles; at most {2**31 - 1:,} can be numbered")
     gaussian_ids, slots = np.empty(offsets[-1], np.int32), np.empty(offsets[-1], np.int32)
     _fill_tiles(order, means2d, radii, tiles_x, tiles_y, first_span, spans, per_tile, first_slot, gaussian_ids, slots)
     return order, offsets, gaussian_ids, slots, first_slot
