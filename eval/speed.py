@@ -256,12 +256,11 @@ def _run_opensplat(binary: Path, folder: Path, iterations: int, threads: int) ->
 
 def main(argv: list[str]) -> int:
     """Print one row per case; with a peer, its time and the ratio."""
-    import tyro
-
+    from nfc_splat.options import parse_options
     from nfc_splat.rendering.kernels.memory import keep_freed_memory
     from nfc_splat.rendering.kernels.threads import set_threads
 
-    options = tyro.cli(Options, args=argv, prog="python -m nfc_splat.eval speed")
+    options = parse_options(Options, argv, "python -m nfc_splat.eval speed")
     if options.steps < 1:
         raise UserError(f"--steps {options.steps}: expected at least 1")
     if options.device == "cuda" and not torch.cuda.is_available():

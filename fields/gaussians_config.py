@@ -115,8 +115,9 @@ class Config:
                 _require(self, field.name, value >= 0, "0 or more")
         for name in ("steps", "sh_degree_every", "refine_every", "max_primitives", "init_points"):
             _require(self, name, getattr(self, name) >= 1, "1 or more")
-        for name in ("init_opacity", "prune_opacity"):
-            _require(self, name, 0 < getattr(self, name) < 1, "strictly between 0 and 1")
+        _require(self, "init_opacity", 0 < self.init_opacity < 1, "strictly between 0 and 1")
+        # A reset sets opacities to twice this at most, which has to stay one.
+        _require(self, "prune_opacity", 0 < self.prune_opacity < 0.5, "strictly between 0 and 0.5")
         for name in ("init_scale", "lr_means", "lr_means_final", "near_plane"):
             _require(self, name, getattr(self, name) > 0, "above 0")
         _require(self, "far_plane", self.far_plane > self.near_plane, f"above --near-plane {self.near_plane}")

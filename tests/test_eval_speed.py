@@ -87,7 +87,8 @@ def test_a_peer_that_fails_is_quoted(tiny, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"), [(["--steps", "0"], "at least 1"), (["--device", "cuda"], "no CUDA device here")]
+    ("words", "said"),
+    [(["--steps", "0"], "at least 1"), (["--stepz", "3"], "--steps"), (["--device", "cuda"], "no CUDA device here")],
 )
 def test_requests_that_cannot_be_met(words, said):
     if "cuda" in words and torch.cuda.is_available():
