@@ -7,6 +7,7 @@ read-only, below the user's cache folder; NUMBA_CACHE_DIR moves it. Fast-math fl
 
 import hashlib
 import os
+import re
 from functools import cache, partial
 from pathlib import Path
 
@@ -20,21 +21,31 @@ REDUCE = {"contract", "nsz", "reassoc"}  # also lets a sum be split over vector 
 
 
 @cache
-def cache_folder() -> Path:
-    """Where compiled kernels are kept.
+def cache_folder(module: str) -> Path:
+    """Where the compiled kernels of `module`, a name such as "tiles_cpu", are kept.
 
     numba recompiles a function when its own file changed, but not when a constant or a function that it uses from
-    another file did. So the folder's name carries a digest of all files that kernels are made of.
+    another file did. So the folder's name carries a digest of every file that the kernel can be made of.
     """
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in _sources(module))).hexdigest()[:16]
     here = Path(__file__).parent
-    sources = [Path(__file__), here / "usable.py", *sorted(here.glob("*_cpu.py"))]
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
     user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nfc_splat"
     for base in [Path(numba.config.CACHE_DIR)] if numba.config.CACHE_DIR else [here / "__pycache__", user]:
-        folder = base / f"kernels-{digest}"
+        folder = base / f"kernels-{module}-{digest}"
         if _writable(folder):
             return folder
     return folder
+
+
+def _sources(module: str) -> list[Path]:
+    """The file of `module` and those of this folder that it names, directly or not."""
+    files = {path.stem: path for path in Path(__file__).parent.glob("*.py")}
+    found, waiting = set(), {module, "numba_tools"} & files.keys()
+    while waiting:
+        name = waiting.pop()
+        found.add(name)
+        waiting |= set(re.findall(r"\w+", files[name].read_text())) & files.keys() - found - {"__init__"}
+    return [files[name] for name in sorted(found)]
 
 
 def _writable(folder: Path) -> bool:
@@ -48,7 +59,7 @@ def _writable(folder: Path) -> bool:
 def _compiled(function, **options):
     """numba's njit with this package's cache folder, which numba only takes from its global configuration."""
     before = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = str(cache_folder())
+    numba.config.CACHE_DIR = str(cache_folder(function.__module__.rpartition(".")[2]))
     try:
         return njit(cache=True, nogil=True, error_model="numpy", boundscheck=False, **options)(function)
     finally:
