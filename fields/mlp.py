@@ -1,0 +1,323 @@
+"""Multilayer perceptrons of the marched fields, with a fast path for ReLU networks on the CPU.
+
+Symbols: N rows (samples), D inputs, W width, O outputs. A layer is a linear map and, but for the last, an activation;
+layers listed in `skips` hand [x, h] (the network's input in front of their activation) to the next one.
+
+The fast path is one `autograd.Function`. It works through the rows in blocks that stay in cache, keeps the activations
+in buffers that outlive the step (fresh memory costs more in page faults than in arithmetic), and its backward pass
+leaves out rows whose incoming gradient is exactly zero: samples that no pixel sees contribute nothing to any gradient.
+"""
+
+import math
+import threading
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+
+Activation = Literal["relu", "sine", "gaussian"]
+
+OMEGA = 30.0  # frequency factor of sine layers (Sitzmann et al. 2020, section 3.2)
+GAUSSIAN_A = 0.1  # standard deviation of Gaussian activations
+BLOCK_ROWS = {torch.float32: 4096, torch.bfloat16: 8192}  # bfloat16 products cost more per call, so fewer, larger ones
+GATHER_BELOW = 0.8  # share of rows with a gradient under which they are gathered first
+
+
+class Sine(nn.Module):
+    """sin(omega x)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (OMEGA * x).sin()
+
+
+class Gaussian(nn.Module):
+    """exp(-x^2 / (2 a^2)) (Ramasinghe & Lucey 2022, Table 1)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x.square() * (-0.5 / GAUSSIAN_A**2)).exp()
+
+
+ACTIVATIONS = {"relu": nn.ReLU, "sine": Sine, "gaussian": Gaussian}
+
+
+class MLP(nn.Module):
+    """A multilayer perceptron; `layers` holds its `depth + 1` linear maps (`depth` if `out_dim` is None).
+
+    Initialisation: "relu" is torch's default, as nerf-pytorch's. "sine" is SIREN's: weights U(-1/D, 1/D) in the first
+    layer and U(-sqrt(6/n)/omega, sqrt(6/n)/omega) for n inputs in the others, omega 30 in every layer (Sitzmann et al.
+    2020, section 3.2), biases torch's default. "gaussian" is torch's default with a = 0.1: the authors report that
+    Gaussian networks need no particular initialisation.
+
+    The fast path serves ReLU networks with float32 input on the CPU, and is once differentiable: asked for a graph of
+    its backward pass (`create_graph`), it raises a RuntimeError. Fields that differentiate twice (signed distances)
+    take `fused=False`, the plain torch path, which every other case takes by itself.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int | None,
+        width: int,
+        depth: int,
+        *,
+        activation: Activation = "relu",
+        skips: Sequence[int] = (),
+        bf16: bool = False,
+        fused: bool = True,
+    ):
+        """Args:
+        in_dim: D.
+        out_dim: O, or None for a trunk whose output is its last activation [N, W].
+        width: W. depth: number of hidden layers, each with an activation; 0 is one linear map.
+        skips: indices of hidden layers after which the input is concatenated in front; not the last layer of a trunk.
+        bf16: multiply in bfloat16 (activations too); sums, gradients of the parameters and outputs stay float32.
+        fused: allow the fast path.
+        """
+        super().__init__()
+        if not set(skips) <= set(range(depth - (out_dim is None))):
+            raise ValueError(f"skips must name hidden layers that another layer follows; got {tuple(skips)} of {depth}")
+        self.in_dim, self.out_dim = in_dim, width if out_dim is None else out_dim
+        self.activation, self.skips, self.bf16, self.fused = activation, tuple(skips), bf16, fused
+        self.act = ACTIVATIONS[activation]()
+        inputs = [in_dim] + [width + in_dim * (index in skips) for index in range(depth)]
+        outputs = [width] * depth + ([] if out_dim is None else [out_dim])
+        self.hidden = depth
+        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in zip(inputs, outputs, strict=False))
+        if activation == "sine":
+            self._initialise_sine()
+
+    @torch.no_grad()
+    def _initialise_sine(self) -> None:
+        for index, layer in enumerate(self.layers):
+            inputs = layer.in_features
+            bound = 1 / inputs if index == 0 else math.sqrt(6 / inputs) / OMEGA
+            layer.weight.uniform_(-bound, bound)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [*, D] -> [*, O] float32 (float64 for float64 input and parameters)."""
+        if self.fused and self.activation == "relu" and x.device.type == "cpu" and x.dtype == torch.float32:
+            parameters = [p for layer in self.layers for p in (layer.weight, layer.bias)]
+            rows = x.reshape(-1, self.in_dim)
+            y = _FusedReLU.apply(rows, self.skips, self.hidden, self.bf16, *parameters)
+            return y.view(*x.shape[:-1], self.out_dim)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
+            y = self._plain(x)
+        return y.to(x.dtype)
+
+    def _plain(self, x: Tensor) -> Tensor:
+        h = x
+        for index, layer in enumerate(self.layers):
+            h = layer(h)
+            if index < self.hidden:
+                h = self.act(h)
+            if index in self.skips:
+                h = torch.cat([x, h], -1)
+        return h
+
+
+class BufferPool:
+    """Memory that outlives the training step: large tensors are reused instead of allocated anew.
+
+    `take` lends the smallest free buffer that is large enough; a `Lease` gives it back, at the latest when it dies.
+    """
+
+    def __init__(self):
+        self._free: list[Tensor] = []
+        self._lock = threading.Lock()
+
+    def take(self, sizes: Sequence[tuple[int, int]], dtype: torch.dtype) -> "Lease":
+        """Uninitialised matrices of `sizes` in one buffer."""
+        counts = [rows * columns for rows, columns in sizes]
+        need = sum(-(-count // 32) * 32 for count in counts) * dtype.itemsize
+        with self._lock:
+            fitting = [buffer for buffer in self._free if buffer.numel() >= need]
+            if fitting:
+                buffer = min(fitting, key=Tensor.numel)
+            elif self._free:  # too small: it makes room for the larger one
+                buffer = max(self._free, key=Tensor.numel)
+            if self._free:
+                self._free = [other for other in self._free if other is not buffer]
+        if not fitting:
+            buffer = None
+            with torch.inference_mode(False):
+                buffer = torch.empty(need, dtype=torch.uint8)
+        return Lease(self, buffer, sizes, dtype)
+
+    def give(self, buffer: Tensor) -> None:
+        with self._lock:
+            self._free.append(buffer)
+
+
+class Lease:
+    """Matrices lent by a `BufferPool`; `end` or death returns them."""
+
+    def __init__(self, pool: BufferPool, buffer: Tensor, sizes: Sequence[tuple[int, int]], dtype: torch.dtype):
+        self._pool, self._buffer = pool, buffer
+        flat, start, self.matrices = buffer[: buffer.numel() // 4 * 4].view(dtype), 0, []
+        for rows, columns in sizes:
+            self.matrices.append(flat[start : start + rows * columns].view(rows, columns))
+            start += -(-rows * columns // 32) * 32  # rows of numbers start at cache lines
+
+    def end(self) -> None:
+        if self._buffer is not None:
+            self._pool.give(self._buffer)
+        self._buffer, self.matrices = None, []
+
+    def __del__(self):
+        self.end()
+
+
+POOL = BufferPool()
+
+
+def active_rows(*gradients: Tensor) -> Tensor | None:
+    """Indices [A] of the rows in which some gradient is not zero; None when so many are that gathering does not pay.
+
+    Args:
+        gradients: [N, *] each.
+    """
+    total = sum(gradient.abs() @ gradient.new_ones(gradient.shape[1]) for gradient in gradients)
+    rows = total.nonzero().squeeze(1)  # sums of absolute values: none cancels, and NaN counts
+    return rows if len(rows) < GATHER_BELOW * len(total) else None
+
+
+class Layers:
+    """The linear maps of one call in the dtype of its products, and the sums of their gradients."""
+
+    def __init__(self, parameters: Sequence[Tensor], skips: Sequence[int], hidden: int, bf16: bool):
+        """Args:
+        parameters: weight [O, I] and bias [O] of every layer, alternating.
+        skips, hidden: as in `MLP`.
+        """
+        self.dtype = torch.bfloat16 if bf16 else torch.float32
+        self.block = BLOCK_ROWS[self.dtype]
+        self.weights = [weight.detach().to(self.dtype) for weight in parameters[::2]]
+        self.biases = [bias.detach().to(self.dtype) for bias in parameters[1::2]]
+        self.skips, self.hidden = skips, hidden
+        self.widths = [len(weight) for weight in self.weights]
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+    def forward(self, x: Tensor, out: Sequence[Tensor]) -> None:
+        """Fill `out`, the layers' outputs [B, O] of one block, hidden ones after ReLU. x: [B, D]."""
+        h = x
+        for index, (weight, bias, y) in enumerate(zip(self.weights, self.biases, out, strict=True)):
+            inputs = h.shape[1]
+            if index - 1 in self.skips:
+                torch.addmm(bias, x, weight[:, :-inputs].t(), out=y).addmm_(h, weight[:, -inputs:].t())
+            else:
+                torch.addmm(bias, h, weight.t(), out=y)
+            if index < self.hidden:
+                y.clamp_(min=0)
+            h = y
+
+    def backward(
+        self, x: Tensor, activations: Sequence[Tensor], v_out: Tensor, sums: "GradientSums", v_x: Tensor | None
+    ) -> None:
+        """Add the gradients of one block to `sums`, and fill `v_x`.
+
+        Args:
+            x: [B, D]. activations: of the hidden layers, [B, W] each. v_out: [B, O] gradient of the output, of this
+            dtype; overwritten. v_x: [B, D] float32 or None.
+        """
+        last, v = len(self) - 1, v_out
+        first = True
+        for index in range(last, -1, -1):
+            if index < self.hidden:
+                torch.ops.aten.threshold_backward.grad_input(v, activations[index], 0, grad_input=v)
+            h = activations[index - 1] if index else x
+            skip = index - 1 in self.skips
+            sums.add(index, v, [x, h] if skip else [h])
+            weight, before = self.weights[index], x.shape[1] if skip else 0
+            if v_x is not None and (skip or index == 0):
+                part = v @ (weight[:, :before] if skip else weight)
+                v_x.copy_(part) if first else v_x.add_(part)
+                first = False
+            if index:
+                v = v @ weight[:, before:]
+
+
+class GradientSums:
+    """Float32 gradients of the parameters, summed over blocks."""
+
+    def __init__(self, layers: Layers):
+        self.weights = [torch.zeros(weight.shape) for weight in layers.weights]
+        self.biases = [torch.zeros(width) for width in layers.widths]
+        self.exact = layers.dtype == torch.float32
+
+    def add(self, index: int, v: Tensor, inputs: Sequence[Tensor]) -> None:
+        """Add the products of the output gradients v [B, O] with the layer's inputs [B, I], side by side."""
+        start = 0
+        for h in inputs:
+            target = self.weights[index][:, start : start + h.shape[1]]
+            if self.exact:
+                target.addmm_(v.t(), h)
+            else:
+                target.add_(v.t() @ h)
+            start += h.shape[1]
+        self.biases[index].add_(v.sum(0))
+
+    def interleaved(self) -> list[Tensor]:
+        """Weight, bias, weight, ... as the parameters came."""
+        return [tensor for pair in zip(self.weights, self.biases, strict=True) for tensor in pair]
+
+
+class _FusedReLU(Function):
+    """x [N, D] -> [N, O] float32 through `Layers`; the last layer is linear unless it is hidden too."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, skips: tuple[int, ...], hidden: int, bf16: bool, *parameters: Tensor) -> Tensor:
+        ctx.layers, ctx.lease = Layers(parameters, skips, hidden, bf16), None
+        y = x.new_empty(len(x), ctx.layers.widths[-1])
+        if any(ctx.needs_input_grad):
+            ctx.save_for_backward(x, *parameters)  # the parameters so that torch notices a change in between
+            ctx.lease = _run(x, ctx.layers, y, keep=True)
+        else:
+            _run(x, ctx.layers, y, keep=False)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, v_y: Tensor):
+        if torch.is_grad_enabled():
+            raise RuntimeError("the fast path of MLP cannot be differentiated twice (create_graph): use fused=False")
+        x, *_ = ctx.saved_tensors
+        layers, v_y = ctx.layers, v_y.contiguous()
+        lease = ctx.lease or _run(x, layers, torch.empty_like(v_y), keep=True)  # again only with retain_graph
+        kept, ctx.lease = lease.matrices, None
+        sums, rows = GradientSums(layers), active_rows(v_y)
+        v_x = None
+        if ctx.needs_input_grad[0]:
+            v_x = torch.empty_like(x) if rows is None else torch.zeros_like(x)
+        for start in range(0, len(x) if rows is None else len(rows), layers.block):
+            pick = slice(start, start + layers.block) if rows is None else rows[start : start + layers.block]
+            block = [tensor[pick] for tensor in (x, *kept)]
+            v_block = None if v_x is None else torch.empty_like(block[0])
+            v_out = v_y[pick].to(layers.dtype, copy=layers.hidden == len(layers))
+            layers.backward(block[0].to(layers.dtype), block[1:], v_out, sums, v_block)
+            if v_x is not None:
+                v_x[pick] = v_block
+        lease.end()
+        return v_x, None, None, None, *sums.interleaved()
+
+
+def _run(x: Tensor, layers: Layers, y: Tensor, keep: bool) -> Lease:
+    """Fill y [N, O]; the lease holds the hidden activations, of all rows with `keep`, of one block otherwise."""
+    rows = len(x) if keep else min(layers.block, len(x))
+    lease = POOL.take([(rows, width) for width in layers.widths[: layers.hidden]], layers.dtype)
+    for start in range(0, len(x), layers.block):
+        block = x[start : start + layers.block].to(layers.dtype)
+        place = slice(start, start + len(block)) if keep else slice(0, len(block))
+        out = [matrix[place] for matrix in lease.matrices]
+        target = y[start : start + layers.block]
+        direct = layers.hidden < len(layers) and layers.dtype == y.dtype
+        if direct:
+            out.append(target)
+        elif layers.hidden < len(layers):
+            out.append(target.to(layers.dtype))
+        layers.forward(block, out)
+        if not direct:
+            target.copy_(out[-1])
+    return lease
