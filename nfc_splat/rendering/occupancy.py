@@ -54,7 +54,12 @@ def is_inner(points: Tensor, norm: Norm) -> Tensor:
 def _outer_norm(points: Tensor, norm: Norm) -> Tensor:
     """[..., 1] n, or 1 for inner points, so that the origin has a gradient too."""
     measure = _measure(points, norm).clamp_min(1)
-    return measure.sqrt() if norm == "l2" else measure
+    return rounded_sqrt(measure) if norm == "l2" else measure
+
+
+def rounded_sqrt(values: Tensor) -> Tensor:
+    """The square root, correctly rounded to float32 (torch's may be off by a bit), so that every device agrees."""
+    return values.double().sqrt().to(values.dtype)
 
 
 def _measure(points: Tensor, norm: Norm) -> Tensor:
@@ -142,7 +147,7 @@ def march_occupancy(
     elif min_spacing > 0:
         raise ValueError("min_spacing is a distance in contracted space: give contraction too")
     if backend == "auto":
-        backend = "reference"
+        backend = "cpu" if origins.device.type == "cpu" and origins.dtype == torch.float32 else "reference"
     if backend not in _MODULES:
         raise ValueError(f"backend must be one of auto, {', '.join(_MODULES)}; got {backend!r}")
     if backend == "cpu" and (origins.device.type != "cpu" or origins.dtype != torch.float32):

@@ -8,7 +8,7 @@ Symbols: R rays, S candidates of the ray that has most, M samples that are left,
 import torch
 from torch import Tensor
 
-from nfc_splat.rendering.occupancy import check_size, contract, is_inner
+from nfc_splat.rendering.occupancy import check_size, contract, is_inner, rounded_sqrt
 
 CHUNK = 2**23  # candidates looked at together, at about 100 bytes each
 
@@ -71,7 +71,7 @@ def _thinned(positions: Tensor, contracted: Tensor, norm: str, min_spacing: floa
     """[R, S] the inner candidates, and outer ones more than `min_spacing` of contracted path apart."""
     keep = is_inner(positions, norm)[..., 0]
     dx, dy, dz = contracted.diff(dim=1).unbind(-1)
-    lengths = (dx * dx + dy * dy + dz * dz).sqrt()
+    lengths = rounded_sqrt(dx * dx + dy * dy + dz * dz)
     path = lengths.new_zeros(len(lengths))
     spacing = torch.tensor(min_spacing, device=positions.device, dtype=positions.dtype)
     for k in range(lengths.shape[1]):
