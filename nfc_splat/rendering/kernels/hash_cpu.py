@@ -45,11 +45,11 @@ def make_planar(points):
 def _fractions(planar, first, scale, cells, fractions):
     """Cell and place within it, [3, BLOCK] each; NaN stays in the fraction and falls into cell 0."""
     for axis in range(3):
+        block, cell, fraction = planar[axis, first : first + BLOCK], cells[axis], fractions[axis]
         for p in range(BLOCK):
-            x = planar[axis, first + p] * scale + f32(0.5)
-            cell = i32(x if x > f32(0) else f32(0))
-            cells[axis, p] = cell
-            fractions[axis, p] = x - f32(cell)
+            x = block[p] * scale + f32(0.5)
+            cell[p] = i32(x if x > f32(0) else f32(0))
+            fraction[p] = x - f32(cell[p])
 
 
 @kernel
