@@ -239,10 +239,100 @@ def write_sdfstudio(root: Path, known: Known, **extra) -> None:
     (root / "meta_data.json").write_text(json.dumps(sdfstudio_content(known, **extra)))
 
 
+def write_matrix(path: Path, matrix: np.ndarray, *, lines: bool = True) -> None:
+    """A matrix as text, a row per line or all in one line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [" ".join(repr(float(value)) for value in row) for row in matrix]
+    path.write_text(("\n" if lines else " ").join(rows) + "\n")
+
+
+def intrinsics() -> np.ndarray:
+    """[4, 4] for pixel centres at +0.5."""
+    K = np.eye(4)
+    K[0, 0] = K[1, 1] = FOCAL
+    K[:2, 2] = WIDTH / 2, HEIGHT / 2
+    return K
+
+
+BOX = np.array([[-0.7, -0.65, -0.6], [0.6, 0.7, 0.75]])
+
+
+def write_nsvf(root: Path, known: Known, *, matrix: bool = False, prefixes: str = "012") -> None:
+    """NSVF's folders; every third image by turns for train, val and test, or what `prefixes` has."""
+    for i in range(COUNT):
+        stem = f"{prefixes[i % len(prefixes)]}_{i:04d}"
+        write_png(root / "rgb" / f"{stem}.png", known.image(i))
+        write_matrix(root / "pose" / f"{stem}.txt", known.poses[i])
+    if matrix:
+        write_matrix(root / "intrinsics.txt", intrinsics())
+    else:
+        lines = [f"{FOCAL} {WIDTH / 2} {HEIGHT / 2} 0.", "0. 0. 0.", "0.", "1.", f"{HEIGHT} {WIDTH}"]
+        (root / "intrinsics.txt").write_text("\n".join(lines) + "\n")
+    (root / "bbox.txt").write_text(" ".join(map(str, BOX.ravel())) + " 0.1\n")
+
+
+def write_nerfpp(root: Path, known: Known, *, folders: tuple[str, ...] = ("train", "test", "validation")) -> None:
+    """NeRF++'s folders: one image in four for test, one for validation; matrices in one line."""
+    for i in range(COUNT):
+        folder = {0: "test", 1: "validation"}.get(i % 4, "train")
+        if folder not in folders:
+            continue
+        write_png(root / folder / "rgb" / f"{i:05d}.png", known.image(i))
+        write_matrix(root / folder / "pose" / f"{i:05d}.txt", known.poses[i], lines=False)
+        write_matrix(root / folder / "intrinsics" / f"{i:05d}.txt", intrinsics(), lines=False)
+
+
+SPHERE = np.array([0.1, -0.05, 0.2, 0.8])
+
+
+def dtu_matrices(known: Known, *, factor: float = 1.0) -> dict[str, np.ndarray]:
+    """world_mat_i, times any `factor`, with pixel centres at 0, and scale_mat_i."""
+    K = intrinsics()
+    K[:2, 2] -= 0.5
+    scale = np.diag([SPHERE[3]] * 3 + [1.0])
+    scale[:3, 3] = SPHERE[:3]
+    arrays = {}
+    for i in range(COUNT):
+        projection = K @ np.linalg.inv(known.poses[i])
+        projection[:3] *= factor
+        arrays |= {f"world_mat_{i}": projection, f"scale_mat_{i}": scale}
+    return arrays
+
+
+def write_dtu(root: Path, known: Known, *, name: str = "cameras_sphere.npz", masks: bool = True) -> None:
+    """IDR's layout: image/000012.png, mask/012.png (the left half shows the object)."""
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    mask[:, : WIDTH // 2] = 255
+    for i in range(COUNT):
+        write_png(root / "image" / f"{i:06d}.png", known.image(i))
+        if masks:
+            write_png(root / "mask" / f"{i:03d}.png", mask)
+    np.savez(root / name, **dtu_matrices(known))
+
+
+def llff_rows(known: Known) -> np.ndarray:
+    """[COUNT, 17]: columns of R are the axes down, right, backwards; depths from 1 to 5, a little more for each row."""
+    rows = []
+    for i, pose in enumerate(known.poses):
+        right, down, forward, center = pose[:3].T
+        matrix = np.stack([down, right, -forward, center, [HEIGHT, WIDTH, FOCAL]], 1)
+        rows.append([*matrix.ravel(), 1 + 0.01 * i, 5 + 0.01 * i])
+    return np.array(rows)
+
+
+def write_llff(root: Path, known: Known) -> None:
+    write_images(root / "images", known)
+    np.save(root / "poses_bounds.npy", llff_rows(known))
+
+
 WRITERS = {
     "blender": write_blender,
     "nerfstudio": write_nerfstudio,
     "colmap": write_colmap,
     "replica": write_replica,
     "sdfstudio": write_sdfstudio,
+    "nsvf": write_nsvf,
+    "nerfpp": write_nerfpp,
+    "dtu": write_dtu,
+    "llff": write_llff,
 }

@@ -38,12 +38,21 @@ def test_nothing_fits_lists_every_format(tmp_path):
     assert "replica: traj.txt but no results/ folder" in message
     assert "sdfstudio: no meta_data.json" in message
     assert "colmap: no cameras and images" in message
+    assert "nsvf: no intrinsics.txt" in message
+    assert "nerfpp: no train/ folder" in message
+    assert "dtu: no cameras_sphere.npz or cameras.npz" in message
+    assert "llff: no poses_bounds.npy" in message
     assert "\n" not in message
 
 
 @pytest.mark.parametrize(
     ("name", "hint"),
-    [("poses_bounds.npy", "LLFF"), ("cameras_sphere.npz", "DTU"), ("photo.jpg", "1 images without poses")],
+    [
+        ("database.db", "colmap mapper"),
+        ("poses.npy", "imgs2poses"),
+        ("cameras_large.npz", "NeuS keeps"),
+        ("photo.jpg", "1 images without poses"),
+    ],
 )
 def test_other_data_gets_a_hint(tmp_path, name, hint):
     (tmp_path / name).write_bytes(b"")

@@ -1,5 +1,7 @@
 """The same known scene through every reader: points are where the cameras say, and all formats agree."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -25,8 +27,8 @@ def folders(known, tmp_path_factory):
 
 
 def digits(name: str) -> int:
-    """The camera's number out of an image's name in any of the formats."""
-    return int("".join(character for character in name.rpartition("/")[2] if character.isdigit()))
+    """The camera's number out of an image's name in any of the formats; NSVF's first digit is the split."""
+    return int(re.findall(r"[0-9]+", name.rpartition("/")[2])[-1])
 
 
 @pytest.mark.parametrize("format", [*WRITERS, "colmap_text"])
@@ -71,13 +73,17 @@ def test_all_formats_give_the_same_cameras(folders, known, format, undistort):
 @pytest.mark.parametrize("format", [*WRITERS, "colmap_text"])
 def test_default_splits(folders, format):
     scene = load_scene(folders / format, undistort=True)
-    test = [digits(name) for name in scene.splits["test"].names]
-    train = [digits(name) for name in scene.splits["train"].names]
-    every = {"blender": 4, "replica": 10, "sdfstudio": 10}.get(format, 8)
-    assert test == list(range(0, COUNT, every))
-    assert train == [i for i in range(COUNT) if i % every]
+    found = {name: [digits(image) for image in split.names] for name, split in scene.splits.items()}
+    every = {"replica": 10, "sdfstudio": 10}.get(format, 8)
+    held_out = {"test": list(range(0, COUNT, every)), "train": [i for i in range(COUNT) if i % every]}
+    given = {
+        "blender": {"test": [0, 4, 8], "train": [i for i in range(COUNT) if i % 4]},
+        "nsvf": {"train": [0, 3, 6, 9], "val": [1, 4, 7, 10], "test": [2, 5, 8, 11]},
+        "nerfpp": {"train": [2, 3, 6, 7, 10, 11], "val": [1, 5, 9], "test": [0, 4, 8]},
+    }
+    assert found == given.get(format, held_out)
     assert sum(notice.startswith("Split: ") for notice in scene.notices) == 1
-    if format != "blender":
+    if format not in given:
         assert any(f"every {every}th image" in notice for notice in scene.notices)
 
 
@@ -108,6 +114,8 @@ def test_what_a_reader_shifted_or_learnt_is_kept(folders):
     assert sdfstudio.near_far == (0.05, 6.0)
     assert sdfstudio.world_to_gt[:3, 3].tolist() == [1.0, -2.0, 0.5]
     assert sdfstudio.world_to_gt.dtype == torch.float64
+    assert sdfstudio.bounds.tolist() == [[-1, -1, -1], [1, 1, 1]]
+    assert replica.bounds is None
 
 
 def test_loading_twice_gives_the_same_bits(folders):

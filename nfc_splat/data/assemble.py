@@ -15,6 +15,9 @@ from nfc_splat.data.resample import Remap, undistorted_intrinsics
 from nfc_splat.data.store import Job
 from nfc_splat.errors import UserError
 
+# How far from the middle a principal point may be, as a share of the width or height.
+BORDER = 0.4
+
 
 def normalized_times(frames: Sequence[Frame], notices: list[str]) -> list[float] | None:
     """Times in [0, 1] over all splits together, or None for a static scene."""
@@ -56,7 +59,8 @@ def build_cameras(views: Sequence[View], times: list[float] | None, undistort: b
             K = remap.K
         Ks.append(K)
         size = (view.lens.width, view.lens.height)
-        jobs.append(Job(view.frame.name, view.path, size, view.stated, view.width, view.height, view.mask, remap))
+        goal = (view.width, view.height)
+        jobs.append(Job(view.frame.name, view.path, size, view.stated, *goal, view.mask, remap, view.foreground))
     world_to_camera = [np.linalg.inv(view.frame.camera_to_world) for view in views]
     cameras = Cameras(
         viewmats=torch.tensor(np.stack(world_to_camera)),
@@ -118,11 +122,21 @@ def suspicions(cameras: Cameras, jobs: Sequence[Job]) -> list[str]:
         nearest = torch.cdist(centers, centers).fill_diagonal_(math.inf).amin(1).median() if len(jobs) < 3000 else None
         spacing = "" if nearest is None else f", neighbours typically {float(nearest):.3g} apart"
         notices.append(f"Cameras lie within {extent:.3g} units of their centre{spacing}.")
-    outside = [
-        job.name
-        for job, (x, y), (w, h) in zip(jobs, cameras.Ks[:, :2, 2].tolist(), cameras.sizes.tolist(), strict=True)
-        if not (0 <= x <= w and 0 <= y <= h)
-    ]
+    return notices + _odd_principal_points(cameras, jobs)
+
+
+def _odd_principal_points(cameras: Cameras, jobs: Sequence[Job]) -> list[str]:
+    """Principal points outside the image, or so near its border that the intrinsics may be for another size."""
+    relative = cameras.Ks[:, :2, 2] / cameras.sizes
+    off = (relative - 0.5).abs().amax(1)
+    outside = [job.name for job, at in zip(jobs, off.tolist(), strict=True) if at > 0.5]
+    border = [job.name for job, at in zip(jobs, off.tolist(), strict=True) if BORDER < at <= 0.5]
+    notices = []
     if outside:
         notices.append(f"Warning: the principal point lies outside the image for {naming(outside)}.")
+    if border:
+        notices.append(
+            f"Warning: the principal point lies near the border of {naming(border)}; are the intrinsics for images of "
+            "another size?"
+        )
     return notices

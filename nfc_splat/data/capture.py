@@ -48,8 +48,11 @@ class Lens:
     distortion: tuple[float, ...] = NO_DISTORTION
     origin: str = ""
 
-    def completed(self, width: int, height: int) -> "Lens":
-        """All numbers filled in; `width` and `height` are used where the files give no size. Raises `UserError`."""
+    def completed(self, width: int, height: int, name: str) -> "Lens":
+        """All numbers filled in; `width` and `height` are used where the files give no size.
+
+        Raises a `UserError` with the `name` of the image where they make no camera.
+        """
         width, height = self.width or width, self.height or height
         fx = self.fx if self.fx is not None else _focal(width, self.angle_x)
         if fx is None:
@@ -61,7 +64,7 @@ class Lens:
             raise UserError(f"{self.origin}: focal lengths {fx:g} and {fy:g}, expected positive pixels")
         if not (-width <= cx <= 2 * width and -height <= cy <= 2 * height):
             raise UserError(
-                f"{self.origin}: principal point ({cx:g}, {cy:g}) lies far outside the {width}x{height} image; "
+                f"{self.origin}: principal point ({cx:g}, {cy:g}) lies far outside the {width}x{height} {name!r}; "
                 "check cx, cy and the image size"
             )
         return replace(self, width=width, height=height, fx=fx, fy=fy, cx=cx, cy=cy)
@@ -90,12 +93,15 @@ class Frame:
     Attributes:
         name: what it is called in messages and outputs, with `/` and its extension.
         image: the file; it may be missing.
-        folder, below: the folder that a reduced copy of all images may sit beside (`images` for `images_4`) and the
-            image's path below it; None and "" where there is no such folder.
+        folder, below: the folder that reduced copies of all images may sit beside (`images` for `images_4`) and the
+            path below those folders by which this image's copy is found; None and "" where there is no such folder.
         lens: its intrinsics.
         camera_to_world: [4, 4] float64, not yet checked.
         split: "train", "val" or "test" if the files say so.
-        mask, depth: files, or None.
+        mask: file that says which pixels count (white) and which are ignored by losses and metrics; or None.
+        foreground: file that says which pixels show the object (white) and which what lies behind it; or None. The
+            background is part of the photograph and counts, unless `DataConfig.ignore_background` asks otherwise.
+        depth: file, or None.
         time: as stored, or None.
     """
 
@@ -109,6 +115,7 @@ class Frame:
     mask: Path | None = None
     depth: Path | None = None
     time: float | None = None
+    foreground: Path | None = None
 
 
 @dataclass
@@ -125,8 +132,13 @@ class Capture:
         depth_scale: stored depth value of one world unit.
         principal_point_shift: what the reader added to cx and cy to reach pixel centres at +0.5.
         world_to_gt: [4, 4] from the frame of the poses to that of the ground truth, or None.
-        near_far: depth range that the files state, or None.
+        near_far: depth range that the files state, or that the format's own tools take from its cameras; or None.
+        bounds: [2, 3] lowest and highest corner of the part of the scene that is wanted, if the files state one.
+        sphere: [4] centre and radius of a sphere around the part that is wanted, if the files state one: NeuS works
+            in the frame where it is the unit sphere.
         notices: sentences for the user.
+
+    Everything is in the frame and units of the poses.
     """
 
     source: Path
@@ -139,13 +151,15 @@ class Capture:
     principal_point_shift: float = 0.0
     world_to_gt: np.ndarray | None = None
     near_far: tuple[float, float] | None = None
+    bounds: np.ndarray | None = None
+    sphere: np.ndarray | None = None
     notices: list[str] = field(default_factory=list)
 
     def digest(self) -> str:
-        """SHA-256 of what the files state: names, image file sizes, lenses, poses, times and points.
+        """SHA-256 of what the files state: names, image file sizes, lenses, poses, times, points and extent.
 
-        Taken before any linear algebra, whose last bits depend on the processor, so that a scene is known again on
-        another machine. Pixels are not read; a photograph that was edited shows in its file's size.
+        Taken before any call of a linear algebra library, whose last bits depend on the processor, so that a scene is
+        known again on another machine. Pixels are not read; a photograph that was edited shows in its file's size.
         """
         digest = hashlib.sha256()
         for frame in self.frames:
@@ -153,9 +167,14 @@ class Capture:
             lens = replace(frame.lens, origin="")
             facts = (frame.name, size, lens, frame.split, frame.mask is None, frame.depth is None, frame.time)
             digest.update(repr(facts).encode())
+            if frame.foreground is not None:
+                digest.update(b"foreground")
             digest.update(frame.camera_to_world.astype(np.float32).tobytes())
         for array in (self.points, self.colors):
             digest.update(b"none" if array is None else array.tobytes())
+        for name, extent in (("near and far", self.near_far), ("bounds", self.bounds), ("sphere", self.sphere)):
+            if extent is not None:
+                digest.update(name.encode() + np.asarray(extent, np.float64).tobytes())
         return digest.hexdigest()
 
 

@@ -5,7 +5,7 @@ from typing import Literal
 
 from nfc_splat.errors import UserError
 
-Format = Literal["auto", "blender", "nerfstudio", "colmap", "replica", "sdfstudio"]
+Format = Literal["auto", "blender", "nerfstudio", "colmap", "replica", "sdfstudio", "nsvf", "nerfpp", "dtu", "llff"]
 
 # Pillow itself refuses images of more than twice its warning threshold, whatever is asked for here.
 PILLOW_MAX_PIXELS = 178_956_970
@@ -27,7 +27,11 @@ class DataConfig:
     split, else every 8th (Replica: every 10th). Given explicitly, it replaces the scene's own split."""
 
     background: Literal["auto", "white", "black"] = "auto"
-    """What transparent images are composited over. "auto" is white for Blender scenes, black for others."""
+    """What transparent images are composited over. "auto" is white for Blender and NSVF scenes, black for others."""
+
+    ignore_background: bool = False
+    """Leave what lies outside the foreground masks of a scene (DTU, SDFStudio) out of losses and metrics. By default
+    every pixel counts, and the masks are there for methods that ask for them."""
 
     allow_missing: bool = False
     """Go on even if more than half of the listed images have no file."""

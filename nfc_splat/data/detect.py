@@ -4,15 +4,28 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nfc_splat.data.colmap_model import find_models
+from nfc_splat.data.dtu import ARCHIVES, image_folder
+from nfc_splat.data.llff import POSES, image_folders
 from nfc_splat.data.parsing import IMAGE_SUFFIXES
 from nfc_splat.data.replica import FRAME
 from nfc_splat.errors import UserError
 
+# Files by which a scene is named, besides its folder.
+SCENE_FILES = {
+    "transforms.json",
+    "transforms_train.json",
+    "meta_data.json",
+    "traj.txt",
+    "poses_bounds.npy",
+    "cameras_sphere.npz",
+    "cameras.npz",
+    "intrinsics.txt",
+}
+
 # What other tools' data looks like, and what to do about it.
 HINTS = {
-    "poses_bounds.npy": "it looks like LLFF data, which no reader takes; run COLMAP or ns-process-data on its images",
-    "cameras_sphere.npz": "it looks like DTU data in NeuS's form; convert it to meta_data.json with SDFStudio's script",
-    "cameras.npz": "it looks like DTU data in IDR's form; convert it to meta_data.json with SDFStudio's script",
+    "cameras_large.npz": "NeuS keeps the cameras of an object in cameras_sphere.npz; add that file",
+    "poses.npy": "it looks like LLFF data half made; run LLFF's imgs2poses, which writes poses_bounds.npy",
     "database.db": "COLMAP has not written a sparse model yet; run `colmap mapper`",
 }
 
@@ -38,13 +51,52 @@ def _colmap(root: Path) -> tuple[str | None, str]:
     return f"a COLMAP model in {models[0].relative_to(root).as_posix()}", ""
 
 
-# In order of precedence: nerfstudio scenes usually keep the COLMAP model that they were made from.
+def _nsvf(root: Path) -> tuple[str | None, str]:
+    if not (root / "intrinsics.txt").is_file():
+        return None, "no intrinsics.txt"
+    missing = [name for name in ("rgb", "pose") if not (root / name).is_dir()]
+    if missing:
+        return None, f"intrinsics.txt but no {missing[0]}/ folder"
+    return "intrinsics.txt, rgb/ and pose/", ""
+
+
+def _nerfpp(root: Path) -> tuple[str | None, str]:
+    for folder in ("train", "train/rgb", "train/pose", "train/intrinsics"):
+        if not (root / folder).is_dir():
+            return None, f"no {folder}/ folder"
+    return "train/ with rgb/, pose/ and intrinsics/", ""
+
+
+def _dtu(root: Path) -> tuple[str | None, str]:
+    archive = next((name for name in ARCHIVES if (root / name).is_file()), None)
+    if archive is None:
+        return None, f"no {' or '.join(ARCHIVES)}"
+    if image_folder(root) is None:
+        return None, f"{archive} but neither image/ nor rgb/"
+    return archive, ""
+
+
+def _llff(root: Path) -> tuple[str | None, str]:
+    if not (root / POSES).is_file():
+        return None, f"no {POSES}"
+    folders = image_folders(root)
+    if not folders:
+        return None, f"{POSES} but neither images/ nor images_N/"
+    return f"{POSES} and {folders[0].name}/", ""
+
+
+# In order of precedence: nerfstudio scenes usually keep the COLMAP model that they were made from, and so do LLFF and
+# many DTU scenes, where it brings points and, for LLFF, the distortion of the lens.
 LOOKS = {
     "blender": _file("transforms_train.json"),
     "nerfstudio": _file("transforms.json"),
     "replica": _replica,
     "sdfstudio": _file("meta_data.json"),
     "colmap": _colmap,
+    "nsvf": _nsvf,
+    "nerfpp": _nerfpp,
+    "dtu": _dtu,
+    "llff": _llff,
 }
 
 
@@ -94,7 +146,7 @@ def scene_root(path: Path | str, format: str = "auto") -> Path:
     if not path.exists():
         raise UserError(f"{path}: there is no such folder; give the folder of a scene")
     if path.is_file():
-        if path.name in ("transforms.json", "transforms_train.json", "meta_data.json", "traj.txt"):
+        if path.name in SCENE_FILES:
             return path.parent
         raise UserError(f"{path}: is a file; give the folder of a scene (unpack archives first)")
     is_scene = lambda folder: bool(_look(folder)[0] if format == "auto" else LOOKS[format](folder)[0])  # noqa: E731

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from nfc_splat.data.capture import MAX_FRAMES
+from nfc_splat.data.capture import MAX_COORDINATE, MAX_FRAMES, Lens
 from nfc_splat.errors import UserError
 from nfc_splat.files import contained_path, read_json
 
@@ -15,6 +15,8 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 MAX_TEXT_BYTES = 2**31
 MAX_LINE = 2**24
 MAX_PATH = 4096
+# As a share of fx; what it bends at the border of a 1600 pixel wide image is below a pixel.
+MAX_SKEW = 1e-3
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -83,6 +85,30 @@ def matrix(value: Any, key: str, where: str, shapes: tuple[tuple[int, int], ...]
     if shape == (3, 4):
         result = np.vstack([result, [0.0, 0.0, 0.0, 1.0]])
     return result
+
+
+def pinhole_lens(
+    K: np.ndarray, where: str, width: int | None = None, height: int | None = None, *, shift: float = 0.0
+) -> Lens:
+    """The lens of an intrinsic matrix [3 or 4, 3 or 4]; `shift` is what leads to pixel centres at +0.5.
+
+    Refuses what is not finite or absurdly large, and skew, which no camera here has.
+    """
+    if not (np.abs(K) <= MAX_COORDINATE).all():
+        raise UserError(f"{where}: the intrinsics hold a number that is not finite or beyond {MAX_COORDINATE:g}")
+    if abs(K[0, 1]) > MAX_SKEW * abs(K[0, 0]):
+        raise UserError(f"{where}: the intrinsics have skew {K[0, 1]:g}, expected none; undistort the images first")
+    fx, fy, cx, cy = (float(value) for value in (K[0, 0], K[1, 1], K[0, 2], K[1, 2]))
+    return Lens(width, height, fx, fy, cx + shift, cy + shift, origin=where)
+
+
+def scene_box(corners: np.ndarray, where: str) -> np.ndarray:
+    """`corners` [2, 3], checked to be the lowest and the highest corner of a box of some size."""
+    if not np.abs(corners).max() <= MAX_COORDINATE:
+        raise UserError(f"{where} is {corners.tolist()}, expected finite numbers up to {MAX_COORDINATE:g}")
+    if not (corners[0] < corners[1]).all():
+        raise UserError(f"{where} is {corners.tolist()}, expected the lowest corner, then the highest")
+    return corners
 
 
 def scene_path(root: Path, name: str, *, allow_external: bool, source: Path | str) -> Path:

@@ -27,7 +27,8 @@ ROTATION_TOLERANCE = 1e-2
 class View:
     """A frame whose file exists, with intrinsics `lens` for the pixels of that file and the size wanted.
 
-    `stated` is the size that the scene's own intrinsics are for; a mask may have it too.
+    `stated` is the size that the scene's own intrinsics are for; masks may have it too. `mask` says which pixels count,
+    `foreground` which show the object.
     """
 
     frame: Frame
@@ -37,6 +38,7 @@ class View:
     width: int
     height: int
     mask: Path | None
+    foreground: Path | None
 
 
 def prepare_views(root: Path, capture: Capture, config: DataConfig) -> tuple[list[View], str]:
@@ -49,6 +51,7 @@ def prepare_views(root: Path, capture: Capture, config: DataConfig) -> tuple[lis
     frames, reduced = _choose_files(root, capture, config)
     frames = _drop_missing(frames, capture, config)
     frames = _drop_bad_poses(frames, capture)
+    _check_masks([frame for frame, _ in frames], capture, config)
     views: list[View] = []
     factors: set[str] = set()
     for frame, path in frames:
@@ -58,7 +61,8 @@ def prepare_views(root: Path, capture: Capture, config: DataConfig) -> tuple[lis
         width, height = (lens.width, lens.height) if reduced else _reduced_size(lens, config.downscale)
         if min(width, height) < MIN_SIDE:
             raise UserError(f"{path}: {width}x{height} after --downscale, expected at least {MIN_SIDE} pixels a side")
-        views.append(View(frame, path, lens, stated, width, height, frame.mask))
+        mask = frame.foreground if config.ignore_background else frame.mask
+        views.append(View(frame, path, lens, stated, width, height, mask, frame.foreground))
     for factor in sorted(factors):
         capture.notices.append(f"Warning: the scene has {factor}; the intrinsics were scaled to the images.")
     if reduced:
@@ -114,9 +118,6 @@ def _drop_missing(frames: list[tuple[Frame, Path]], capture: Capture, config: Da
     """Leave out frames without a file if they are at most half."""
     present = [(frame, path) for frame, path in frames if is_file(path)]
     missing = [frame.name for frame, path in frames if not is_file(path)]
-    lost_masks = [frame.name for frame, _ in present if frame.mask is not None and not is_file(frame.mask)]
-    if lost_masks:
-        raise UserError(f"{capture.source}: masks are listed for {naming(lost_masks)} but have no file")
     if not missing:
         return present
     summary = f"{len(missing)} of {len(frames)} images have no file: {naming(missing)}"
@@ -128,6 +129,28 @@ def _drop_missing(frames: list[tuple[Frame, Path]], capture: Capture, config: Da
         )
     capture.notices.append(f"Warning: {summary}; they are left out.")
     return present
+
+
+def _check_masks(frames: Sequence[Frame], capture: Capture, config: DataConfig) -> None:
+    """Masks that are listed exist; where they are to be obeyed, every image has one."""
+    lost = [f.name for f in frames if any(m is not None and not is_file(m) for m in (f.mask, f.foreground))]
+    if lost:
+        raise UserError(f"{capture.source}: masks are listed for {naming(lost)} but have no file")
+    without = [frame.name for frame in frames if frame.foreground is None]
+    if config.ignore_background and without:
+        raise UserError(
+            f"{capture.source}: --ignore-background needs a foreground mask for every image; "
+            f"there is none for {naming(without)}"
+        )
+    if len(without) == len(frames):
+        return
+    if without:
+        capture.notices.append(f"Warning: there is no foreground mask for {naming(without)}.")
+    capture.notices.append(
+        "What lies outside the foreground masks is ignored."
+        if config.ignore_background
+        else "The scene has foreground masks; every pixel counts all the same (see --ignore-background)."
+    )
 
 
 def _nearby(frame: Frame) -> str:
@@ -186,9 +209,10 @@ def _fit_lens(frame: Frame, path: Path, config: DataConfig, reduced: bool) -> tu
     width, height = read_size(path, config.max_pixels)
     if reduced and frame.lens.width is None:
         full = read_size(frame.image, config.max_pixels) if is_file(frame.image) else None
-        lens = frame.lens.completed(*(full or (width * config.downscale, height * config.downscale)))
+        full = full or (width * config.downscale, height * config.downscale)
+        lens = frame.lens.completed(*full, frame.name)
     else:
-        lens = frame.lens.completed(width, height)
+        lens = frame.lens.completed(width, height, frame.name)
     stated = (lens.width, lens.height)
     if _same_picture(stated, (width, height), config.downscale if reduced else None):
         return lens.scaled(width, height), stated

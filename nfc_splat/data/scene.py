@@ -22,6 +22,9 @@ from nfc_splat.data.splits import assign_splits
 from nfc_splat.data.store import ImageStore
 from nfc_splat.errors import UserError
 
+# Formats of objects cut out, whose published results are over white.
+WHITE = ("blender", "nsvf")
+
 
 class Split:
     """Some views of a scene, in a fixed order.
@@ -55,6 +58,14 @@ class Split:
         mask = self._store.mask(self._indices[index])
         return None if mask is None else mask.float() / 255
 
+    def foreground(self, index: int) -> Tensor | None:
+        """float32 [H, W], 1 = shows the object, 0 = what lies behind it; None where the scene does not say.
+
+        Unlike `mask` it does not say what counts: the background is part of the photograph.
+        """
+        foreground = self._store.foreground(self._indices[index])
+        return None if foreground is None else foreground.float() / 255
+
 
 @dataclass
 class Scene:
@@ -74,7 +85,10 @@ class Scene:
         undistorted: whether a lens was taken away.
         world_to_gt: [4, 4] float64 from this frame to the ground truth's, or None.
         principal_point_shift: what the reader added to cx and cy; subtract it to write cameras for the format's tools.
-        near_far: depth range stated by the files, or None.
+        near_far: depth range that the files state, or that the format's own tools take from its cameras; or None.
+        bounds: [2, 3] float32, lowest and highest corner of the part of the scene that is wanted, or None.
+        sphere: [4] float32, centre and radius of a sphere around the part that is wanted, or None. A method that needs
+            the unit sphere (NeuS) normalises points by (x - centre) / radius and brings its meshes back by the inverse.
         stated: digest of what the files state of cameras, images and points (`Capture.digest`).
         notices: sentences for the user, in order; those that begin with "Warning:" deserve attention.
     """
@@ -93,6 +107,8 @@ class Scene:
     world_to_gt: Tensor | None
     principal_point_shift: float
     near_far: tuple[float, float] | None
+    bounds: Tensor | None
+    sphere: Tensor | None
     stated: str
     notices: list[str]
 
@@ -156,6 +172,8 @@ def _load(path: Path, config: DataConfig, undistort: bool) -> Scene:
         world_to_gt=None if capture.world_to_gt is None else torch.from_numpy(capture.world_to_gt),
         principal_point_shift=capture.principal_point_shift,
         near_far=capture.near_far,
+        bounds=None if capture.bounds is None else torch.from_numpy(capture.bounds).float(),
+        sphere=None if capture.sphere is None else torch.from_numpy(capture.sphere).float(),
         stated=stated,
         notices=notices,
     )
@@ -187,7 +205,7 @@ def _describe_lenses(views: list[View], undistort: bool) -> list[str]:
 
 def _describe_memory(store: ImageStore, config: DataConfig) -> str:
     total = sum(
-        job.width * job.height * (channels + (job.mask is not None))
+        job.width * job.height * (channels + len(job.masks))
         for job, channels in zip(store.jobs, store.channels, strict=True)
     )
     line = f"{counted(len(store.jobs), 'image')} take {total / 1e6:.1f} MB decoded"
@@ -203,7 +221,7 @@ def _background(store: ImageStore, format: str, config: DataConfig, notices: lis
     """The background [3] and whether any image is transparent somewhere."""
     name = config.background
     if name == "auto":
-        name = "white" if format == "blender" else "black"
+        name = "white" if format in WHITE else "black"
     has_alpha = 4 in store.channels
     if has_alpha:
         notices.append(f"Images with transparency are composited over {name} (straight alpha).")

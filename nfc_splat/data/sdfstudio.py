@@ -13,7 +13,18 @@ import numpy as np
 
 from nfc_splat.data.capture import MAX_COORDINATE, Capture, Frame, Lens
 from nfc_splat.data.config import DataConfig
-from nfc_splat.data.parsing import image_path, matrix, number, pixels, read_frames, read_object, text
+from nfc_splat.data.parsing import (
+    image_path,
+    matrix,
+    number,
+    pinhole_lens,
+    pixels,
+    read_frames,
+    read_object,
+    scene_box,
+    scene_path,
+    text,
+)
 from nfc_splat.errors import UserError
 
 
@@ -25,17 +36,15 @@ def read(root: Path, config: DataConfig) -> Capture:
     if model is not None and model not in ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "PERSPECTIVE"):
         raise UserError(f"{path}: camera model {model[:80]!r} is not supported, expected OPENCV or PINHOLE")
     world_to_gt = meta.get("worldtogt")
-    capture = Capture(
+    return Capture(
         source=path,
         frames=[_read_frame(root, path, meta, entry, i, config) for i, entry in enumerate(read_frames(meta, path))],
         hold_out_every=10,
         by_name=False,
         world_to_gt=None if world_to_gt is None else _world_to_gt(world_to_gt, path),
         near_far=_near_far(meta, path),
+        bounds=_bounds(meta, path),
     )
-    if any("foreground_mask" in entry for entry in meta["frames"]):
-        capture.notices.append("Foreground masks of meta_data.json are not used.")
-    return capture
 
 
 def _read_frame(
@@ -45,30 +54,21 @@ def _read_frame(
     if name is None:
         raise UserError(f"{path}: frame {index} has no `rgb_path`")
     where = f"{path}: frame {name[:200]!r}"
+    external = config.allow_external_paths
+    foreground = text(entry, "foreground_mask", where)
     return Frame(
         name=name.removeprefix("./"),
-        image=image_path(root, name, allow_external=config.allow_external_paths, source=path),
+        image=image_path(root, name, allow_external=external, source=path),
         lens=_read_lens(meta, entry, where),
         camera_to_world=matrix(entry.get("camtoworld"), "camtoworld", where),
+        foreground=None if foreground is None else scene_path(root, foreground, allow_external=external, source=path),
     )
 
 
 def _read_lens(meta: Mapping[str, Any], entry: Mapping[str, Any], where: str) -> Lens:
     intrinsics = entry.get("intrinsics", meta.get("intrinsics"))
     K = matrix(intrinsics, "intrinsics", where, shapes=((4, 4), (3, 4), (3, 3)))
-    if not np.isfinite(K).all():
-        raise UserError(f"{where}: `intrinsics` holds a number that is not finite")
-    if abs(K[0, 1]) > 1e-3 * abs(K[0, 0]):
-        raise UserError(f"{where}: `intrinsics` has skew {K[0, 1]:g}, expected none; undistort the images first")
-    return Lens(
-        width=pixels(meta, "width", where),
-        height=pixels(meta, "height", where),
-        fx=float(K[0, 0]),
-        fy=float(K[1, 1]),
-        cx=float(K[0, 2]),
-        cy=float(K[1, 2]),
-        origin=where,
-    )
+    return pinhole_lens(K, where, pixels(meta, "width", where), pixels(meta, "height", where))
 
 
 def _world_to_gt(value: Any, path: Path) -> np.ndarray:
@@ -88,3 +88,11 @@ def _near_far(meta: Mapping[str, Any], path: Path) -> tuple[float, float] | None
     if not 0 <= near < far:
         raise UserError(f"{path}: scene_box has near {near:g} and far {far:g}, expected 0 <= near < far")
     return near, far
+
+
+def _bounds(meta: Mapping[str, Any], path: Path) -> np.ndarray | None:
+    box = meta.get("scene_box")
+    if not isinstance(box, dict) or box.get("aabb") is None:
+        return None
+    where = f"{path}: scene_box"
+    return scene_box(matrix(box["aabb"], "aabb", where, shapes=((2, 3),)), f"{where}: `aabb`")

@@ -27,9 +27,10 @@ ODDITIES = {
 
 @dataclass(frozen=True)
 class Job:
-    """One image to be: decode `path`, take away the lens, reduce to `width` x `height`; likewise its mask.
+    """One image to be: decode `path`, take away the lens, reduce to `width` x `height`; likewise its masks.
 
-    A mask has the size of the image file, `file_size`, or that which the scene states for it, `stated`.
+    Masks have the size of the image file, `file_size`, or that which the scene states for it, `stated`. `mask` says
+    which pixels count, `foreground` which show the object.
     """
 
     name: str
@@ -40,6 +41,13 @@ class Job:
     height: int
     mask: Path | None = None
     remap: Remap | None = None
+    foreground: Path | None = None
+
+    @property
+    def masks(self) -> dict[str, Path]:
+        """The masks that there are, by what they are called here."""
+        masks = {"mask": self.mask, "foreground": self.foreground}
+        return {kind: path for kind, path in masks.items() if path is not None}
 
 
 class ImageStore:
@@ -66,9 +74,17 @@ class ImageStore:
 
     def mask(self, index: int) -> torch.Tensor | None:
         """uint8 [H, W], 255 = keep, or None."""
-        if self.jobs[index].mask is None:
+        return self._mask(index, "mask")
+
+    def foreground(self, index: int) -> torch.Tensor | None:
+        """uint8 [H, W], 255 = the object, or None."""
+        return self._mask(index, "foreground")
+
+    def _mask(self, index: int, kind: str) -> torch.Tensor | None:
+        job = self.jobs[index]
+        if kind not in job.masks:
             return None
-        return torch.from_numpy(self._get((index, "mask"), lambda: self._make_mask(self.jobs[index])))
+        return torch.from_numpy(self._get((index, kind), lambda: self._make_mask(job, job.masks[kind])))
 
     def check_all(self) -> list[str]:
         """Decode every image and mask once, in parallel, keeping what fits; returns notices.
@@ -98,9 +114,9 @@ class ImageStore:
             image, found = self._make_image(job)
             self.channels[index] = image.shape[2]
             self._keep_if_room((index, "image"), image)
-            if job.mask is not None:
-                mask = self._make_mask(job)
-                self._keep_if_room((index, "mask"), mask)
+            for kind, path in job.masks.items():
+                mask = self._make_mask(job, path)
+                self._keep_if_room((index, kind), mask)
                 found = found | ({"empty mask"} if not mask.any() else set())
             return set(found)
         except UserError as error:
@@ -112,12 +128,10 @@ class ImageStore:
             raise UserError(f"{job.path}: {_size(decoded.pixels)}, but its header says {_listed(job.file_size)}")
         return resample(decoded.pixels, job.width, job.height, job.remap), decoded.oddities
 
-    def _make_mask(self, job: Job) -> np.ndarray:
-        mask = read_mask(job.mask, self.max_pixels)
+    def _make_mask(self, job: Job, path: Path) -> np.ndarray:
+        mask = read_mask(path, self.max_pixels)
         if mask.shape[1::-1] not in (job.file_size, job.stated):
-            raise UserError(
-                f"{job.mask}: the mask is {_size(mask)}, its image {_listed(job.file_size)}; they must agree"
-            )
+            raise UserError(f"{path}: the mask is {_size(mask)}, its image {_listed(job.file_size)}; they must agree")
         mask = resample(mask, *job.file_size, None)
         return resample(mask, job.width, job.height, job.remap)
 

@@ -52,9 +52,11 @@ def scene_findings(scene: Scene, available_memory: int | None) -> dict[str, list
     sections = {
         "Views": _views(scene, cameras) + _memory(scene, cameras, available_memory),
         "Cameras": _cameras(scene, cameras),
+        "Extent": _extent(scene, cameras),
         "Initial points": _points(scene.points, cameras),
         "Images": _images(scene),
     }
+    sections = {title: found for title, found in sections.items() if found}
     sections["Said while loading"] = [notice_finding(notice) for notice in scene.notices]
     return sections
 
@@ -155,6 +157,25 @@ def _near_duplicates(
     return Finding("warn", "duplicates", f"{counted(len(first), 'pair')} of views from almost the same pose: {pair}")
 
 
+def _extent(scene: Scene, cameras: Cameras) -> list[Finding]:
+    """What the files say of where the scene is, and whether the cameras see it."""
+    findings = []
+    if scene.near_far is not None:
+        near, far = scene.near_far
+        findings.append(Finding("ok", "depth range", f"{near:.3g} to {far:.3g}"))
+    if scene.sphere is not None:
+        center = ", ".join(f"{value:.3g}" for value in scene.sphere[:3].tolist())
+        findings.append(Finding("ok", "sphere", f"radius {float(scene.sphere[3]):.3g} around ({center})"))
+    if scene.bounds is not None:
+        box = " x ".join(f"[{low:.3g}, {high:.3g}]" for low, high in scene.bounds.T.tolist())
+        findings.append(Finding("ok", "bounds", box))
+        steps = torch.linspace(0.05, 0.95, 10, dtype=torch.float64)
+        low, high = scene.bounds.double()
+        grid = low + torch.cartesian_prod(steps, steps, steps) * (high - low)
+        findings.append(_visibility(grid, cameras, "box"))
+    return findings
+
+
 def _points(points: Tensor | None, cameras: Cameras) -> list[Finding]:
     """How the initial points lie, and whether the cameras see them: the test that catches wrong axes."""
     if points is None:
@@ -174,11 +195,11 @@ def _points(points: Tensor | None, cameras: Cameras) -> list[Finding]:
     if far:
         share = 100 * far / len(sample)
         findings.append(Finding("warn", "outliers", f"{share:.2g} % lie over 50 times farther out than the median"))
-    return [*findings, _visibility(sample, cameras)]
+    return [*findings, _visibility(sample, cameras, "points")]
 
 
-def _visibility(points: Tensor, cameras: Cameras) -> Finding:
-    """Share of the points that a camera sees, on average over some cameras."""
+def _visibility(points: Tensor, cameras: Cameras, what: str) -> Finding:
+    """Share of the points that a camera sees, on average over some cameras; `what` they are."""
     chosen = cameras[torch.linspace(0, len(cameras) - 1, min(len(cameras), 50)).long()].to(dtype=torch.float64)
     shares = []
     for index in range(len(chosen)):
@@ -187,9 +208,9 @@ def _visibility(points: Tensor, cameras: Cameras) -> Finding:
         inside = (depth[0] > 0) & (pixels[0] >= 0).all(-1) & (pixels[0] < size).all(-1)
         shares.append(float(inside.double().mean()))
     share, blind = 100 * sum(shares) / len(shares), sum(value == 0 for value in shares)
-    text = f"a camera sees {share:.0f} % of the points on average"
+    text = f"a camera sees {share:.0f} % of the {what} on average"
     if share < 2:
-        return Finding("bad", "visibility", f"{text}: cameras and points do not fit together; check axes and units")
+        return Finding("bad", "visibility", f"{text}: cameras and {what} do not fit together; check axes and units")
     if blind:
         return Finding("warn", "visibility", f"{text}; {blind} of {len(shares)} cameras see none")
     return Finding("ok", "visibility", text)
@@ -271,13 +292,13 @@ def _repeated(looks: Sequence[_Look]) -> list[Finding]:
 
 
 def _masks(scene: Scene) -> list[Finding]:
-    kept = [
-        float(mask.mean())
-        for split in scene.splits.values()
-        for index in range(len(split))
-        if (mask := split.mask(index)) is not None
-    ]
-    if not kept:
-        return []
-    share = 100 * sum(kept) / len(kept)
-    return [Finding("ok", "masks", f"{counted(len(kept), 'image')} with a mask, {share:.0f} % of the pixels kept")]
+    findings = []
+    views = [(split, index) for split in scene.splits.values() for index in range(len(split))]
+    for subject, kind, meaning in (("masks", "mask", "kept"), ("foreground", "foreground", "of the object")):
+        masks = (getattr(split, kind)(index) for split, index in views)
+        shares = [float(mask.mean()) for mask in masks if mask is not None]
+        if shares:
+            share = 100 * sum(shares) / len(shares)
+            text = f"{counted(len(shares), 'image')} with a mask, {share:.0f} % of the pixels {meaning}"
+            findings.append(Finding("ok", subject, text))
+    return findings
