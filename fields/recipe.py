@@ -25,7 +25,7 @@ class Batch:
         pixels: [P, 3] int64 (camera, row, column), or None for whole images.
         target: [*request, 3] in [0, 1], composited over `background`.
         mask: [*request] float weights, 1 = counts, 0 = ignored; None when every pixel counts.
-        background: [3].
+        background: [3], or [P, 3] where every ray has its own.
     """
 
     cameras: Cameras
@@ -37,10 +37,26 @@ class Batch:
 
 @dataclass(frozen=True)
 class Sampling:
-    """What the next batch should be. Later methods add rays, precrop and time curricula here."""
+    """What the next batch should be. Pixels that a mask rules out are never drawn as rays.
 
-    kind: Literal["image"] = "image"
+    Attributes:
+        kind: "images": whole images, each once per epoch; "shuffled_rays": pixels of all images, each once per epoch;
+            "random_rays": pixels of all images, drawn independently; "image_rays": different pixels of one image, each
+            image once per epoch.
+        images: how many whole images.
+        rays: how many pixels, P.
+        crop: the share of an image's width and height, about its middle, that "image_rays" are drawn from.
+        background: "scene", or "random": a colour of its own for every ray, behind model and target alike.
+        candidates: [K] int64 sorted; "shuffled_rays" draws from these pixels only. A pixel's number counts all pixels
+            of the training images in order, row by row.
+    """
+
+    kind: Literal["images", "shuffled_rays", "random_rays", "image_rays"] = "images"
     images: int = 1
+    rays: int = 0
+    crop: float = 1.0
+    background: Literal["scene", "random"] = "scene"
+    candidates: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -51,11 +67,17 @@ class SceneGeometry:
         cameras: the training cameras.
         points: [M, 3] float32 initial points, or None.
         colors: [M, 3] float32 in [0, 1], or None.
+        near_far: depth range that the scene's files state, along camera z, or None.
+        bounds: [2, 3] lowest and highest corner of a box that the files state, or None.
+        has_alpha: whether images are transparent where the scene is empty.
     """
 
     cameras: Cameras
     points: Tensor | None
     colors: Tensor | None
+    near_far: tuple[float, float] | None = None
+    bounds: Tensor | None = None
+    has_alpha: bool = False
 
     @property
     def extent(self) -> float:

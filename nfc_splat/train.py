@@ -60,7 +60,9 @@ def train(config: "TrainConfig") -> int:
     fingerprint = load.scene_hash(scene)
     views = scene.splits["train"]
     points, colors = (None if part is None else part.to(config.device) for part in (scene.points, scene.colors))
-    geometry = SceneGeometry(views.cameras.to(config.device), points, colors)
+    geometry = SceneGeometry(
+        views.cameras.to(config.device), points, colors, scene.near_far, scene.bounds, scene.has_alpha
+    )
     source = find_run(Path(config.resume)) if config.resume else None
     with open_run(config, source) as run:
         state, saved_step = _begin(config, geometry, fingerprint, source)
@@ -72,8 +74,8 @@ def train(config: "TrainConfig") -> int:
             code = trainer.fit()
         except torch.cuda.OutOfMemoryError as error:
             raise UserError(
-                f"the GPU's memory does not suffice at step {trainer.state.step} ({error}); raise --downscale or lower "
-                "--max-primitives, and start again with --overwrite"
+                f"the GPU's memory does not suffice at step {trainer.state.step} ({error}); raise --downscale or "
+                "choose a smaller model (--help lists its sizes), and start again with --overwrite"
             ) from error
         if code == 0:
             finish(load.LoadedRun(config, scene, trainer.state.model, trainer.state.step), trainer.state.seconds)
@@ -141,7 +143,9 @@ def _introduce(config: "TrainConfig", scene: "Scene") -> None:
     log.info("%s", scene.reason)
     for notice in scene.notices:
         log.info("%s", notice)
-    loss = f"{config.loss}, weight {config.loss_weight:g}" if config.loss == "classification" else config.loss
+    loss = config.loss if config.loss == "regression" else f"{config.loss}, weight {config.loss_weight:g}"
+    if (encoding := getattr(config.model, "target_encoding", None)) is not None:
+        loss += f", target encoding {encoding}"
     counts = ", ".join(f"{len(split)} {name}" for name, split in scene.splits.items())
     log.info("views:  %s", counts)
     log.info("method: %s (%s)", method.name, method.summary)

@@ -44,9 +44,15 @@ class SceneModel(nn.Module, abc.ABC):
 
     `request` says how the trainer asks: "image" for rasterised models (whole images), "rays" for marched ones.
     A model is rebuilt from its configuration and its checkpoint's tensors alone (`from_tensors`), whatever it grew to.
+
+    Attributes:
+        encoding: the `nfc_splat.losses.TargetEncoding` of its colour head; None for one value per channel.
+        draw_bits: also composite the probabilities of the bits (`Rendering.bits`), for the bit-wise loss.
     """
 
     request: ClassVar[Literal["image", "rays"]]
+    encoding: Any = None
+    draw_bits: bool = False
 
     @property
     def primitives(self) -> int | None:
@@ -60,7 +66,8 @@ class SceneModel(nn.Module, abc.ABC):
         Args:
             cameras: C cameras.
             pixels: [P, 3] int64 (camera, row, column), or None for every pixel of every camera.
-            background: [3] colour behind the scene, composited after decoding.
+                background: [3] colour behind the scene, composited after decoding; models that ask for rays also take
+                [P, 3], one for each pixel.
         """
 
     def regularizers(self, rendering: Rendering, batch: Any, step: int) -> dict[str, Tensor]:

@@ -1,22 +1,26 @@
-"""Training views as batches on the training device."""
+"""Training views as batches on the training device: whole images, or pixels and their rays."""
+
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from nfc_splat.data import Split
 from nfc_splat.errors import UserError
-from nfc_splat.fields.recipe import Batch
+from nfc_splat.fields.recipe import Batch, Sampling
+from nfc_splat.training.pixels import Pixels
+from nfc_splat.training.sampling import Sampler
 
 GPU_SHARE = 0.25  # of the GPU memory that is free at the start
 HOST_BYTES = 2**29
 
 
 class Batches:
-    """Whole images of a split as `Batch`es.
+    """The training views of a scene as `Batch`es.
 
-    Images kept by the split are 8-bit and on the host. Once used, an image stays composited and on the training device,
-    as far as `GPU_SHARE` of a GPU's free memory or `HOST_BYTES` go: on a GPU preparing one takes longer than drawing
-    it, on a CPU still a tenth of a small step.
+    Images kept by the split are 8-bit and on the host. Once used whole, an image stays composited and on the training
+    device, as far as `GPU_SHARE` of a GPU's free memory or `HOST_BYTES` go: on a GPU preparing one takes longer than
+    drawing it, on a CPU still a tenth of a small step. Pixels for rays are gathered on the host from one 8-bit list.
     """
 
     def __init__(self, split: Split, background: Tensor, device: str) -> None:
@@ -26,6 +30,16 @@ class Batches:
         self._device = device
         self._kept: dict[int, tuple[Tensor, Tensor | None]] = {}
         self._room = GPU_SHARE * torch.cuda.mem_get_info()[0] if device == "cuda" else float(HOST_BYTES)
+
+    def draw(self, sampling: Sampling, sampler: Sampler) -> Batch:
+        """The next batch: what `sampling` asks for, drawn by `sampler`."""
+        if sampling.kind == "images":
+            return self.load(sampler.images.draw(sampling.images).tolist())
+        numbers = self._draw_pixels(sampling, sampler)
+        background = self._background
+        if sampling.background == "random":
+            background = torch.rand(len(numbers), 3, generator=sampler.generator).to(self._device)
+        return self.load_pixels(numbers, background)
 
     def load(self, indices: list[int]) -> Batch:
         """The images `indices` as one batch; a `UserError` when their sizes differ."""
@@ -38,6 +52,53 @@ class Batches:
         if any(mask is not None for _, mask in views):
             masks = torch.stack([torch.ones_like(target[..., 0]) if mask is None else mask for target, mask in views])
         return Batch(self._cameras[indices], None, targets, masks, self._background)
+
+    def load_pixels(self, numbers: Tensor, background: Tensor) -> Batch:
+        """The pixels `numbers` [P] over `background` [3] or [P, 3], which is on the training device."""
+        pixels = self._pixels
+        weights = pixels.weights_of(numbers)
+        return Batch(
+            self._cameras,
+            pixels.places(numbers).to(self._device),
+            pixels.targets(numbers, background.cpu()).to(self._device),
+            None if weights is None else weights.to(self._device),
+            background,
+        )
+
+    @cached_property
+    def _pixels(self) -> Pixels:
+        return Pixels(self._split)
+
+    def _draw_pixels(self, sampling: Sampling, sampler: Sampler) -> Tensor:
+        """Numbers [P] of the pixels that `sampling` asks for."""
+        pixels = self._pixels
+        if sampling.kind == "image_rays":
+            return self._draw_from_image(sampling, sampler)
+        usable = pixels.counted if sampling.candidates is None else sampling.candidates
+        count = len(pixels) if usable is None else len(usable)
+        if count == 0:
+            raise UserError("no pixel is left to train on: the masks, or what the method excludes, cover all of them")
+        if sampling.kind == "shuffled_rays":
+            drawn = sampler.rays.draw(sampling.rays, among=count)
+        else:
+            drawn = torch.randint(count, (sampling.rays,), generator=sampler.generator)
+        return drawn if usable is None else usable[drawn]
+
+    def _draw_from_image(self, sampling: Sampling, sampler: Sampler) -> Tensor:
+        """Different pixels of the central part of the next image that has any which count."""
+        pixels = self._pixels
+        for _ in range(len(self._split)):
+            (index,) = sampler.images.draw(1).tolist()
+            width, height = pixels.sizes[index].tolist()
+            columns, rows = (max(1, round(side * sampling.crop)) for side in (width, height))
+            left, top = (width - columns) // 2, (height - rows) // 2
+            grid = torch.arange(rows)[:, None] * width + torch.arange(columns) + top * width + left
+            numbers = pixels.first[index] + grid.reshape(-1)
+            if pixels.weights is not None:
+                numbers = numbers[pixels.weights[numbers] > 0]
+            if len(numbers):
+                return numbers[torch.randperm(len(numbers), generator=sampler.generator)[: sampling.rays]]
+        raise UserError("no pixel is left to train on: the masks cover the middle of every image")
 
     def _view(self, index: int) -> tuple[Tensor, Tensor | None]:
         """Target [H, W, 3] and weights [H, W] or None, on the device."""

@@ -81,6 +81,12 @@ def _preset_defaults(arguments: Sequence[str]) -> TrainConfig:
         steps = None  # absent, or the full parse will say what is wrong with it
     name = _early(arguments, "method") or "auto"
     method = find_method(AUTO_METHOD if name == "auto" else name)
+    encoding = _early(arguments, "target-encoding")
+    if encoding is not None and "target_encoding" not in method.load().Config.__dataclass_fields__:
+        raise UserError(
+            f"--target-encoding {encoding}: {method.name} has no colour network whose last layer could predict a code; "
+            "leave it out (--loss classification alone is what NFC does with it)"
+        )
     chosen = {field: value for field in method.preset_fields if (value := _early(arguments, field)) is not None}
     return default_config(
         tyro.MISSING,

@@ -45,10 +45,10 @@ class TrainConfig:
     """Folder of the scene. Not needed with --resume PATH."""
 
     method: str = "auto"
-    """What to train: 3dgs. "auto" chooses for you (today, 3dgs)."""
+    """What to train: 3dgs, dvgo, nerf or ngp. "auto" chooses for you (today, 3dgs)."""
 
-    loss: Literal["regression", "classification"] = "regression"
-    """The method's own loss, or that plus the classification loss of NFC (arXiv 2403.01058)."""
+    loss: Literal["regression", "classification", "bitwise"] = "regression"
+    """The method's own loss, or that plus NFC's (arXiv 2403.01058): of colours, or of bits (Eq. 3; fields only)."""
 
     loss_weight: float | None = None
     """Weight of the classification loss. None is the method's default."""
@@ -145,7 +145,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
     config.data.check()
     device = choose_device(config.device)
     weight = config.loss_weight
-    if config.loss == "classification" and weight is None:
+    if config.loss != "regression" and weight is None:
         weight = method.loss_weight
     scene = config.scene.expanduser().resolve()
     name = scene.parent.name if scene.is_file() else scene.name
@@ -158,8 +158,24 @@ def resolve(config: TrainConfig) -> TrainConfig:
         preset=config.preset if config.preset != "auto" else "paper" if device == "cuda" else "quick",
         out=out,
         device=device,
+        model=_settle_encoding(config, method.name),
         threads=min(config.threads or available_cores(), available_cores()),
     )
+
+
+def _settle_encoding(config: TrainConfig, method: str) -> Any:
+    """The method's configuration with its target encoding settled: by default binary unless the loss is regression.
+
+    Raises:
+        UserError: the bit-wise loss without bits.
+    """
+    chosen = getattr(config.model, "target_encoding", None)
+    if config.loss == "bitwise" and chosen not in ("auto", "binary", "gray"):
+        why = f"{method} predicts no bits" if chosen is None else f"--target-encoding {chosen} has no bits"
+        raise UserError(f"--loss bitwise: {why}; it needs a ray-marched method and --target-encoding binary or gray")
+    if chosen != "auto":
+        return config.model
+    return replace(config.model, target_encoding="none" if config.loss == "regression" else "binary")
 
 
 def _check(config: TrainConfig) -> None:

@@ -94,6 +94,7 @@ def evaluation_facts(run: LoadedRun) -> dict[str, Any]:
         "method": config.method,
         "loss": config.loss,
         "loss_weight": config.loss_weight,
+        "target_encoding": getattr(config.model, "target_encoding", None),
         "preset": config.preset,
         "step": run.step,
         "steps": config.steps,

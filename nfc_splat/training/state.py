@@ -14,38 +14,9 @@ from nfc_splat.rendering import SceneModel
 from nfc_splat.training.checkpoint import SCHEMA, Checkpoint, Header, differences, join_tensors, split_tensors
 from nfc_splat.training.config import TrainConfig, config_from_plain, config_hash, matching
 from nfc_splat.training.plain import to_plain
+from nfc_splat.training.sampling import Sampler
 
 log = logging.getLogger(__name__)
-
-
-class EpochSampler:
-    """Every item once per epoch, in an order drawn anew each time from a generator of its own."""
-
-    def __init__(self, count: int, seed: int) -> None:
-        self._generator = torch.Generator().manual_seed(seed)
-        self._order = torch.randperm(count, generator=self._generator)
-        self._cursor = 0
-
-    def draw(self, count: int) -> list[int]:
-        """The next `count` items; an epoch's end may lie among them."""
-        return [self._next() for _ in range(count)]
-
-    def _next(self) -> int:
-        if self._cursor == len(self._order):
-            self._order = torch.randperm(len(self._order), generator=self._generator)
-            self._cursor = 0
-        self._cursor += 1
-        return int(self._order[self._cursor - 1])
-
-    def state_dict(self) -> dict[str, Tensor]:
-        generator = self._generator.get_state()
-        return {"order": self._order, "cursor": torch.tensor(self._cursor), "generator": generator}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        if len(state["order"]) != len(self._order):
-            raise UserError(f"the checkpoint is of {len(state['order'])} training images, here are {len(self._order)}")
-        self._order, self._cursor = state["order"], int(state["cursor"])
-        self._generator.set_state(state["generator"])
 
 
 @dataclass
@@ -63,7 +34,7 @@ class TrainingState:
     model: SceneModel
     recipe: Recipe
     optimizers: dict[str, Optimizer]
-    sampler: EpochSampler
+    sampler: Sampler
     step: int = 0
     learning_rate_scale: float = 1.0
     skipped: int = 0
@@ -126,7 +97,8 @@ def restored_state(
 
 def _assemble(config: TrainConfig, geometry: SceneGeometry, model: SceneModel) -> TrainingState:
     recipe = find_method(config.method).load().Recipe(config.model, geometry)
-    return TrainingState(model, recipe, recipe.optimizers(model), EpochSampler(len(geometry.cameras), config.seed))
+    model.draw_bits = config.loss == "bitwise"
+    return TrainingState(model, recipe, recipe.optimizers(model), Sampler(len(geometry.cameras), config.seed))
 
 
 def refuse_differences(config: TrainConfig, recorded: TrainConfig, what: str) -> None:

@@ -1,6 +1,6 @@
 """The training loop, one for every method: the model draws, the recipe's loss and NFC's compare, `backward` learns.
 
-Symbols: `*request` is the shape of what is drawn, C, H, W for whole images.
+Symbols: `*request` is the shape of what is drawn, C, H, W for whole images, P for pixels.
 """
 
 import logging
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nfc_splat.fields.recipe import Batch
-from nfc_splat.losses import channelwise_classification_loss
+from nfc_splat.losses import bitwise_classification_loss, channelwise_classification_loss
 from nfc_splat.rendering import Rendering
 from nfc_splat.training.batches import Batches
 from nfc_splat.training.config import TrainConfig
@@ -75,7 +75,7 @@ class Trainer:
         loss or a gradient is not finite, to be tried again with the next images."""
         state, started = self.state, time.perf_counter()
         step = state.step + 1
-        batch = self.batches.load(state.sampler.draw(state.recipe.sampling(step).images))
+        batch = self.batches.draw(state.recipe.sampling(step), state.sampler)
         rendering = state.model.render(batch.cameras, batch.pixels, background=batch.background)
         losses = self.losses(rendering, batch, step)
         state.recipe.before_backward(rendering, losses, step)
@@ -96,13 +96,21 @@ class Trainer:
         """The weighted scalar terms by name; their sum is minimised."""
         config = self.config
         terms = {"photometric": self.state.recipe.photometric(rendering, batch)}
-        if config.loss == "classification":
-            bounds = {"eps": config.loss_eps, "eps_low": config.loss_eps_low}
+        if config.loss != "regression":
+            renderings = (rendering, *rendering.auxiliary)
             terms["classification"] = config.loss_weight * sum(
-                channelwise_classification_loss(drawn.color, batch.target, mask=batch.mask, **bounds)
-                for drawn in (rendering, *rendering.auxiliary)
+                self.classification(drawn, batch) for drawn in renderings
             )
         return terms | self.state.model.regularizers(rendering, batch, step)
+
+    def classification(self, drawn: Rendering, batch: Batch) -> Tensor:
+        """NFC's loss of one rendering, of its colours or of their bits."""
+        options = {"eps": self.config.loss_eps, "mask": batch.mask}
+        if self.config.loss == "bitwise":
+            encoding = self.state.model.encoding
+            return bitwise_classification_loss(drawn.bits, batch.target, encoding=encoding, **options)
+        low = self.config.loss_eps_low
+        return channelwise_classification_loss(drawn.color, batch.target, eps_low=low, **options)
 
     def is_finite(self, total: Tensor) -> bool:
         """Whether the loss and every gradient are; the sum of a tensor tells, at the price of reading it once."""

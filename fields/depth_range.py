@@ -1,0 +1,54 @@
+"""How near and how far a scene lies from its cameras, where its files do not say.
+
+Symbols: C cameras, M points. Distances are along camera z, in world units.
+"""
+
+import torch
+from torch import Tensor
+
+from nfc_splat.fields.recipe import SceneGeometry
+
+NEAR_SHARE, FAR_SHARE = 0.5, 1.5  # of the distance to what the cameras look at; 2 and 6 for the scenes of NeRF
+OUTLIERS = 0.01  # share of the points at either end that does not count
+FROM_EXTENT = (0.02, 8.0)  # of the cameras' extent, where nothing else is known
+LEAST_NEAR = 1e-3  # of far
+
+
+def depth_range(geometry: SceneGeometry) -> tuple[float, float]:
+    """(near, far) that hold everything worth drawing: as the files state; else from the points, as the cameras see
+    them; else about the point that the cameras look at, if they look inwards; else by how far apart the cameras are."""
+    if geometry.near_far is not None:
+        return geometry.near_far
+    if geometry.points is not None and len(geometry.points):
+        near, far = _seen_depths(geometry)
+    elif (distances := focus_distances(geometry)) is not None:
+        near, far = NEAR_SHARE * float(distances.min()), FAR_SHARE * float(distances.max())
+    else:
+        near, far = (share * geometry.extent for share in FROM_EXTENT)
+    return max(near, LEAST_NEAR * far), far
+
+
+def focus_distances(geometry: SceneGeometry) -> Tensor | None:
+    """[C] depths of the point that the cameras look at (nearest to all optical axes, by least squares), or None when
+    it is not in front of them all, as for cameras that look outwards."""
+    viewmats = geometry.cameras.viewmats.double().cpu()
+    axes, centers = viewmats[:, 2, :3], geometry.cameras.to("cpu", torch.float64).centers
+    across = torch.eye(3, dtype=torch.float64) - axes[:, :, None] * axes[:, None, :]
+    system, right = across.sum(0), (across @ centers[..., None]).sum(0)[:, 0]
+    if torch.linalg.cond(system) > 1e6:
+        return None
+    focus = torch.linalg.solve(system, right)
+    depths = ((focus - centers) * axes).sum(-1)
+    return depths if bool((depths > 0.1 * depths.max()).all()) and float(depths.max()) > 0 else None
+
+
+def _seen_depths(geometry: SceneGeometry) -> tuple[float, float]:
+    """Half the nearest and 1.5 times the farthest depth of the points that cameras have in view, without outliers."""
+    cameras = geometry.cameras
+    stride = max(1, len(geometry.points) // 2000)
+    pixels, depths = cameras.project(geometry.points[::stride].to(cameras.viewmats))
+    inside = (pixels >= 0).all(-1) & (pixels < cameras.sizes[:, None]).all(-1) & (depths > 0)
+    seen = depths[inside] if inside.any() else depths.abs().flatten()
+    seen = seen[torch.linspace(0, len(seen) - 1, min(len(seen), 10**6), device=seen.device).long()]
+    low, high = torch.quantile(seen, torch.tensor([OUTLIERS, 1 - OUTLIERS], device=seen.device)).tolist()
+    return NEAR_SHARE * low, FAR_SHARE * high

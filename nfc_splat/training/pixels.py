@@ -1,0 +1,59 @@
+"""All pixels of a split as one list, for rays."""
+
+import torch
+from torch import Tensor
+
+from nfc_splat.data import Split
+
+
+class Pixels:
+    """The N pixels of a split's images in order, row by row, as stored (8 bits per channel).
+
+    Attributes:
+        sizes: [C, 2] int64 (width, height) of each image.
+        first: [C + 1] int64, number of each image's first pixel; the last entry is N.
+        values: [N, 3 | 4] uint8, the fourth channel straight alpha, opaque where an image has none.
+        weights: [N] uint8, 255 = counts, 0 = ignored; None without masks.
+        counted: [K] int64, the numbers of the pixels whose weight is not 0; None when that is all of them.
+    """
+
+    def __init__(self, split: Split) -> None:
+        self.sizes = split.cameras.sizes.cpu()
+        self.first = torch.cat([torch.zeros(1, dtype=torch.int64), self.sizes.prod(1).cumsum(0)])
+        images = [split.image(index).reshape(-1, split.image(index).shape[2]) for index in range(len(split))]
+        channels = max(image.shape[1] for image in images)
+        self.values = torch.full((len(self), channels), 255, dtype=torch.uint8)
+        masks = [split.mask(index) for index in range(len(split))]
+        has_masks = any(mask is not None for mask in masks)
+        self.weights = torch.full((len(self),), 255, dtype=torch.uint8) if has_masks else None
+        for image, mask, start, stop in zip(images, masks, self.first[:-1], self.first[1:], strict=True):
+            self.values[start:stop, : image.shape[1]] = image
+            if mask is not None:
+                self.weights[start:stop] = (255 * mask).round().to(torch.uint8).reshape(-1)
+        self.counted = None if self.weights is None else self.weights.nonzero()[:, 0]
+
+    def __len__(self) -> int:
+        return int(self.first[-1])
+
+    def places(self, numbers: Tensor) -> Tensor:
+        """Numbers [P] as (camera, row, column) [P, 3]."""
+        camera = torch.searchsorted(self.first, numbers, right=True) - 1
+        within, width = numbers - self.first[camera], self.sizes[camera, 0]
+        return torch.stack([camera, within // width, within % width], -1)
+
+    def numbers(self, places: Tensor) -> Tensor:
+        """(camera, row, column) [P, 3] as numbers [P]."""
+        camera, row, column = places.unbind(-1)
+        return self.first[camera] + row * self.sizes[camera, 0] + column
+
+    def targets(self, numbers: Tensor, background: Tensor) -> Tensor:
+        """[P, 3] in [0, 1], composited over `background` [3] or [P, 3]."""
+        values = self.values[numbers].float() / 255
+        if values.shape[1] == 3:
+            return values
+        alpha = values[:, 3:]
+        return values[:, :3] * alpha + background * (1 - alpha)
+
+    def weights_of(self, numbers: Tensor) -> Tensor | None:
+        """[P] in [0, 1], or None when every pixel counts."""
+        return None if self.weights is None else self.weights[numbers].float() / 255
