@@ -46,12 +46,12 @@ class SceneModel(nn.Module, abc.ABC):
     A model is rebuilt from its configuration and its checkpoint's tensors alone (`from_tensors`), whatever it grew to.
 
     Attributes:
-        encoding: the `nfc_splat.losses.TargetEncoding` of its colour head; None for one value per channel.
+        encoding: the `nfc_splat.losses.TargetEncoding` of its colour head, where it has one.
         draw_bits: also composite the probabilities of the bits (`Rendering.bits`), for the bit-wise loss.
     """
 
     request: ClassVar[Literal["image", "rays"]]
-    encoding: Any = None
+    encoding: Any
     draw_bits: bool = False
 
     @property

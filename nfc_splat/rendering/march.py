@@ -126,7 +126,7 @@ def composite(
         behind = field.encoding.encode(background.to(values))
         bits = summed[:, 3:-2].view(len(left), 3, -1) + left[..., None] * behind
     if field.draw_normals:
-        normal = _normals(field, samples, weights)
+        normal = _normals(field, samples, weights) * (left < 1)
     extras = {
         "samples": samples,
         "weights": weights,

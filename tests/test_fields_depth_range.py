@@ -1,0 +1,66 @@
+"""Near and far of scenes whose files do not state them."""
+
+import math
+
+import pytest
+import torch
+
+from nfc_splat.cameras import Cameras
+from nfc_splat.fields.depth_range import depth_range, focus_distances
+from nfc_splat.fields.recipe import SceneGeometry
+
+
+def ring(distance, *, outward=False, count=12):
+    """Cameras on a circle about the origin that look at it, or away from it."""
+    viewmats = []
+    for index in range(count):
+        angle = 2 * math.pi * index / count
+        forward = -torch.tensor([math.cos(angle), math.sin(angle), 0.2]) / math.sqrt(1.04)
+        center = -distance * forward
+        forward = -forward if outward else forward
+        right = torch.nn.functional.normalize(torch.linalg.cross(forward, torch.tensor([0.0, 0, 1])), dim=0)
+        rotation = torch.stack([right, torch.linalg.cross(forward, right), forward])
+        viewmat = torch.eye(4)
+        viewmat[:3, :3], viewmat[:3, 3] = rotation, -rotation @ center
+        viewmats.append(viewmat)
+    Ks = torch.tensor([[100.0, 0, 50], [0, 100, 50], [0, 0, 1]])
+    return Cameras.pinhole(torch.stack(viewmats), Ks, 100, 100)
+
+
+def test_what_the_files_state_goes_first():
+    assert depth_range(SceneGeometry(ring(4.0), None, None, near_far=(0.3, 7.0))) == (0.3, 7.0)
+
+
+def test_cameras_about_an_object_give_nerfs_own_range():
+    assert depth_range(SceneGeometry(ring(4.0), None, None)) == pytest.approx((2.0, 6.0), rel=1e-5)
+
+
+def test_cameras_that_look_outwards_have_no_focus():
+    geometry = SceneGeometry(ring(1.0, outward=True), None, None)
+    assert focus_distances(geometry) is None
+    near, far = depth_range(geometry)
+    assert 0 < near < 0.1
+    assert 4 < far < 20
+
+
+def test_parallel_cameras_have_no_focus():
+    viewmats = torch.eye(4).repeat(5, 1, 1)
+    viewmats[:, 0, 3] = torch.arange(5.0)
+    cameras = Cameras.pinhole(viewmats, torch.eye(3), 10, 10)
+    near, far = depth_range(SceneGeometry(cameras, None, None))
+    assert 0 < near < far < math.inf
+
+
+def test_points_in_view_give_the_range_without_outliers():
+    generator = torch.Generator().manual_seed(0)
+    points = torch.rand(4000, 3, generator=generator) - 0.5
+    points[0] = 1e6
+    near, far = depth_range(SceneGeometry(ring(4.0), points, None))
+    assert 1.4 < near < 1.9
+    assert 6.2 < far < 7.5
+
+
+def test_points_that_no_camera_sees_do_not_break_it():
+    points = torch.full((3, 3), 1e3)
+    near, far = depth_range(SceneGeometry(ring(1.0), points, None))
+    assert 0 < near < far < math.inf
