@@ -1,7 +1,7 @@
 """`python -m nfc_splat.render RUN`: draw a trained model from its own views or along a camera path.
 
-Writes below RUN/rendered/PATH: color/, alpha/ and depth/ (00000.png, 00001.png, ...), depth_preview/, frames.json with
-the cameras and the meaning of the depth values, and videos on request.
+Writes below RUN/rendered/PATH: color/, alpha/, depth/ and, on request, normal/ (00000.png, 00001.png, ...),
+depth_preview/, frames.json with the cameras and the meaning of the values, and videos on request.
 """
 
 import argparse
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from nfc_splat.rendering import SceneModel
     from nfc_splat.training.load import LoadedRun
 
-OUTPUTS = ("color", "depth", "alpha")
+OUTPUTS = ("color", "depth", "alpha", "normal")
+DEFAULT_OUTPUTS = ["color", "depth", "alpha"]
 OPAQUE = 0.5
 MOST_FRAMES = 99_999
 
@@ -42,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_video(options.video, len(cameras), *_one_size(cameras))
     folder = options.out or find_run(options.run).folder / "rendered" / options.path
     background = _background(run, options.background).to(device)
+    _ask_for_normals(run, options)
     with progress(len(cameras), options.path) as advance:
         saturated = 0
         for index in range(len(cameras)):
@@ -79,7 +81,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--video", nargs="?", choices=VIDEOS, const="mp4", help="also write videos; mp4 unless webp is asked for"
     )
-    parser.add_argument("--outputs", nargs="+", choices=OUTPUTS, default=list(OUTPUTS), help="(default: all)")
+    parser.add_argument(
+        "--outputs",
+        nargs="+",
+        choices=OUTPUTS,
+        default=DEFAULT_OUTPUTS,
+        help="normal: for ray-marched methods (default: color depth alpha)",
+    )
     parser.add_argument(
         "--depth-scale", type=float, default=1000.0, help="value of one world unit in the depth images (default: 1000)"
     )
@@ -132,6 +140,15 @@ def _one_size(cameras: "Cameras") -> tuple[int, int]:
     return sizes.pop()
 
 
+def _ask_for_normals(run: "LoadedRun", options: argparse.Namespace) -> None:
+    """Make the model draw normals if they are wanted; a `UserError` when it cannot."""
+    if "normal" not in options.outputs:
+        return
+    if not hasattr(run.model, "draw_normals"):
+        raise UserError(f"--outputs normal: {run.config.method} draws none; leave it out")
+    run.model.draw_normals = True
+
+
 def _background(run: "LoadedRun", name: str) -> "Tensor":
     import torch
 
@@ -159,6 +176,8 @@ def draw_frame(
         write_png(folder / "color" / file, to_bytes(drawn.color[0]))
     if "alpha" in options.outputs:
         write_png(folder / "alpha" / file, to_bytes(drawn.alpha[0, ..., 0]))
+    if "normal" in options.outputs:
+        write_png(folder / "normal" / file, to_bytes(0.5 + 0.5 * drawn.normal[0]))
     if "depth" not in options.outputs:
         return 0
     solid = drawn.alpha[0, ..., 0] >= OPAQUE
@@ -248,6 +267,7 @@ def _describe(
             "unit": "value / scale is in the input scene's units",
             "zero": f"nothing there: alpha below {OPAQUE}",
         },
+        "normal": "8-bit RGB, 127.5 (1 + n), n the unit normal in world axes facing the camera; grey where nothing is",
         "frames": frames,
     }
 

@@ -103,5 +103,12 @@ def test_a_made_up_field_trains_and_renders_through_the_commands(tmp_path, monke
     assert abs(model.radius.item() - TRUE_RADIUS) < 0.1  # the fog reaches beyond it
     assert torch.allclose(model.logits.sigmoid(), torch.tensor(TRUE_COLOR), atol=0.03)
     assert json.loads((out / "eval" / "summary.json").read_text())["psnr"] > 28
-    assert render([str(out)]) == 0
-    assert (out / "rendered" / "test" / "color" / "00000.png").is_file()
+    assert render([str(out), "--outputs", "color", "depth", "normal"]) == 0
+    drawn = {
+        name: np.asarray(Image.open(out / "rendered" / "test" / name / "00000.png")) for name in ("depth", "normal")
+    }
+    middle, size = (12, 12), 24
+    assert abs(drawn["depth"][middle] / 1000 - (4 - TRUE_RADIUS)) < 0.1
+    toward_camera = np.array([math.cos(5 * math.pi / 3), math.sin(5 * math.pi / 3), 0])
+    assert np.abs(drawn["normal"][middle] / 127.5 - 1 - toward_camera).max() < 0.1
+    assert drawn["depth"].shape == (size, size)
