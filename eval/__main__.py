@@ -1,4 +1,4 @@
-"""`python -m nfc_splat.eval {images,speed} ...`: measure a run's views, or how fast this machine draws and trains."""
+"""`python -m nfc_splat.eval {images,speed,cost} ...`: measure a run, or how fast this machine draws and trains."""
 
 import argparse
 import sys
@@ -24,12 +24,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Dispatch to a subcommand; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     parser = argparse.ArgumentParser(prog="python -m nfc_splat.eval", description=__doc__.partition(": ")[2])
-    commands = {"images": "PSNR, SSIM and LPIPS of a run's views", "speed": "time of rendering and training steps"}
+    commands = {
+        "images": "PSNR, SSIM and LPIPS of a run's views",
+        "speed": "time of rendering and training steps",
+        "cost": "time of a training step by classification, beside one by regression",
+    }
     listing = "; ".join(f"{name}: {what}" for name, what in commands.items())
     parser.add_argument("command", choices=list(commands), help=listing)
     options = parser.parse_args(arguments[:1])
-    if options.command == "speed":
-        return import_module("nfc_splat.eval.speed").main(arguments[1:])
+    if options.command != "images":
+        return import_module(f"nfc_splat.eval.{options.command}").main(arguments[1:])
     return images(arguments[1:])
 
 

@@ -43,7 +43,6 @@ def train(config: "TrainConfig") -> int:
     """
     import torch
 
-    from nfc_splat.fields.recipe import SceneGeometry
     from nfc_splat.rendering.kernels.memory import keep_freed_memory
     from nfc_splat.rendering.kernels.threads import set_threads
     from nfc_splat.training import load
@@ -59,10 +58,7 @@ def train(config: "TrainConfig") -> int:
     _introduce(config, scene)
     fingerprint = load.scene_hash(scene)
     views = scene.splits["train"]
-    points, colors = (None if part is None else part.to(config.device) for part in (scene.points, scene.colors))
-    geometry = SceneGeometry(
-        views.cameras.to(config.device), points, colors, scene.near_far, scene.bounds, scene.has_alpha
-    )
+    geometry = scene_geometry(scene, config.device)
     source = find_run(Path(config.resume)) if config.resume else None
     with open_run(config, source) as run:
         state, saved_step = _begin(config, geometry, fingerprint, source)
@@ -80,6 +76,17 @@ def train(config: "TrainConfig") -> int:
         if code == 0:
             finish(load.LoadedRun(config, scene, trainer.state.model, trainer.state.step), trainer.state.seconds)
         return code
+
+
+def scene_geometry(scene: "Scene", device: str) -> "SceneGeometry":
+    """What a method is told of the scene, on `device`."""
+    from nfc_splat.fields.recipe import SceneGeometry
+
+    points, colors, bounds = (
+        None if part is None else part.to(device) for part in (scene.points, scene.colors, scene.bounds)
+    )
+    cameras = scene.splits["train"].cameras.to(device)
+    return SceneGeometry(cameras, points, colors, scene.near_far, bounds, scene.has_alpha)
 
 
 def _begin(
