@@ -45,6 +45,7 @@ METHODS = {
             "nfc_splat.fields.gaussians",
             preset_fields=("strategy",),
         ),
+        Method("ngp", "a hash-grid radiance field (Instant-NGP, Mueller et al. 2022)", "nfc_splat.fields.ngp"),
     )
 }
 

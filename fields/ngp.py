@@ -1,0 +1,228 @@
+"""A hash-grid field (Mueller et al. 2022, "Instant Neural Graphics Primitives", section 5.4): the model, how it is
+trained, and its point cloud.
+
+A point's features in the hash grid go through a small network to its density and 16 numbers; these and the spherical
+harmonics of the viewing direction go through a second one to its colour. An occupancy grid keeps rays out of empty
+space. Densities are per radius of the space (half the side of its box).
+
+Differences from the paper: contraction instead of cascades of occupancy grids for scenes without end; no moving average
+of the weights; the base loss is the mean squared error of the stored (gamma-encoded) colours, over random backgrounds
+where images are transparent.
+
+Symbols: R rays, M samples, N points, P pixels, L logits per colour channel.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.optim import Adam, Optimizer
+
+from nfc_splat.cameras import Rays
+from nfc_splat.fields.color_head import ColorHead
+from nfc_splat.fields.marched import MarchedRecipe
+from nfc_splat.fields.mlp import MLP
+from nfc_splat.fields.ngp_config import Config as Config
+from nfc_splat.fields.ngp_config import preset as preset
+from nfc_splat.fields.ngp_space import Space, choose_space
+from nfc_splat.fields.occupancy_grid import OccupancyGrid
+from nfc_splat.fields.recipe import Sampling, SceneGeometry
+from nfc_splat.files import atomic_path
+from nfc_splat.rendering import Rendering
+from nfc_splat.rendering.harmonics import spherical_harmonics
+from nfc_splat.rendering.hash_encoding import HashLevels, hash_encode
+from nfc_splat.rendering.march import MarchedModel, alpha_from_density, composite
+from nfc_splat.rendering.samples import Samples, unit_directions
+
+BANDS = 4  # of the viewing direction's spherical harmonics
+GEOMETRY = 16  # outputs of the density network, the logarithm of the density among them
+LARGEST_EXPONENT = 15.0
+FEWEST_RAYS = 64
+SURFACE = 0.5  # opacity of a cell's width from which export takes it for a surface
+
+log = logging.getLogger("nfc_splat")
+
+
+class Model(MarchedModel):
+    """Density and colour of a hash grid over a `Space`.
+
+    Attributes:
+        table: [rows, F] the hash grid, in tiny-cuda-nn's layout.
+        density, rgb: the two networks, without biases.
+    """
+
+    def __init__(self, config: Config, space: Space, table: Tensor) -> None:
+        super().__init__()
+        self.config, self.space = config, space
+        self.levels = _levels(config)
+        self.head = ColorHead(config.target_encoding)
+        self.encoding = self.head.encoding
+        self.table = nn.Parameter(table)
+        self.density = _network(self.levels.out_features, GEOMETRY, 1, config)
+        self.rgb = _network(BANDS**2 + GEOMETRY, self.head.out_features, config.color_layers, config)
+        self.grid = OccupancyGrid(config.grid, config.occupancy_decay, config.occupancy_threshold)
+        self._warned = False
+
+    @classmethod
+    def initialise(cls, config: Config, geometry: SceneGeometry) -> Self:
+        """An evenly thin fog in the space that suits the scene."""
+        return cls(config, choose_space(config, geometry), _levels(config).table())
+
+    @classmethod
+    def from_tensors(cls, config: Config, tensors: Mapping[str, Tensor]) -> Self:
+        """Rebuild from a checkpoint."""
+        facts = (float(tensors[f"space.{name}"]) for name in ("radius", "near"))
+        space = Space(tensors["space.center"], *facts, bool(tensors["space.contracted"]), config)
+        model = cls(config, space, tensors["table"])
+        model.load_state_dict(dict(tensors))
+        return model
+
+    def march(self, rays: Rays, background: Tensor) -> Rendering:
+        """See `MarchedModel.march`. `extras["marched"]` is the number of samples whose density was asked for."""
+        if self.training and not self._warned:
+            self.space.warn_of_misses(rays)
+            self._warned = True
+        samples = self.space.sample(rays, self.grid.occupied, jitter=self.training)
+        config = self.config
+        drawn = composite(self, samples, background, weight_threshold=config.weight_threshold, stop=config.stop)
+        return replace(drawn, extras={**drawn.extras, "marched": len(samples)})
+
+    def alpha(self, samples: Samples) -> tuple[Tensor, Tensor]:
+        """Opacities [M] and the density network's outputs [M, 16]."""
+        features = self.features(self.space.to_unit(samples.positions))
+        return alpha_from_density(density_of(features), samples.widths / self.space.radius), features
+
+    def color(self, samples: Samples, features: Tensor) -> Tensor:
+        """Decoded colours [M, 3], with the bits' probabilities behind them if `draw_bits`."""
+        directions = spherical_harmonics(unit_directions(samples.rays), BANDS)[samples.ray]
+        return self.head(self.rgb(torch.cat([directions, features], 1)), bits=self.draw_bits)
+
+    def features(self, unit: Tensor) -> Tensor:
+        """The density network's outputs [N, 16] at points [N, 3] of the unit cube."""
+        return self.density(hash_encode(unit, self.table, self.levels))
+
+    def thickness(self, unit: Tensor) -> Tensor:
+        """Optical thickness [N] of a step at points [N, 3] of the unit cube."""
+        return density_of(self.features(unit)) * self.space.step_at(unit)
+
+
+class Recipe(MarchedRecipe):
+    """Adam; as many rays as give a batch of about `config.samples` samples; the occupancy grid follows the field."""
+
+    def __init__(self, config: Config, geometry: SceneGeometry) -> None:
+        super().__init__(config, geometry)
+        self.rays = FEWEST_RAYS
+
+    def sampling(self, step: int) -> Sampling:
+        """Pixels of all images in a shuffled order, over random colours where images are transparent."""
+        background = "random" if self.geometry.has_alpha else "scene"
+        return Sampling("shuffled_rays", rays=self.rays, background=background)
+
+    def optimizers(self, model: Model) -> dict[str, Optimizer]:
+        """Adam with the paper's settings; the networks' weights decay, the table does not."""
+        networks = [p for p in (*model.density.parameters(), *model.rgb.parameters()) if p.requires_grad]
+        groups = [
+            {"params": [model.table], "name": "table"},
+            {"params": networks, "name": "networks", "weight_decay": self.config.weight_decay},
+        ]
+        return {"field": Adam(groups, lr=self.config.lr, betas=(0.9, 0.99), eps=1e-15, fused=True)}
+
+    def after_step(
+        self, model: Model, optimizers: dict[str, Optimizer], rendering: Rendering, step: int
+    ) -> dict[str, float]:
+        """Update the occupancy grid, the number of rays and the learning rate."""
+        config = self.config
+        if step % config.update_every == 0:
+            model.grid.update(model.thickness, everywhere=step <= config.warmup)
+        if step >= config.decay_start and (step - config.decay_start) % config.decay_every == 0:
+            for group in optimizers["field"].param_groups:
+                group["lr"] *= config.decay
+        marched = rendering.extras["marched"]
+        figures = {"rays": self.rays, "samples": marched, "occupied": model.grid.share}
+        wanted = self.rays * config.samples / max(marched, 1)
+        # At most twice as many: one batch that happened to look past the scene must not be followed by a huge one.
+        self.rays = int(min(max(wanted, FEWEST_RAYS), 2 * self.rays, config.max_rays))
+        return figures
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"rays": torch.tensor(self.rays)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.rays = int(state["rays"])
+
+
+class _Exponential(Function):
+    """exp, cut off at e^15 in value and gradient alike, but never without a gradient that could bring it back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = x.clamp(max=LARGEST_EXPONENT).exp()
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, v_y: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        return v_y * y.clamp_min(torch.e**-LARGEST_EXPONENT)
+
+
+def density_of(features: Tensor) -> Tensor:
+    """Densities [N] per radius from the density network's outputs [N, 16], the first of which is their logarithm."""
+    return _Exponential.apply(features[:, 0])
+
+
+def _levels(config: Config) -> HashLevels:
+    return HashLevels.between(
+        config.levels, config.features, config.log2_table_size, config.base_resolution, config.finest_resolution
+    )
+
+
+def _network(inputs: int, outputs: int, depth: int, config: Config) -> MLP:
+    """A ReLU network without biases, initialised as tiny-cuda-nn does (Glorot and Bengio 2010, uniform)."""
+    network = MLP(inputs, outputs, config.width, depth, bf16=config.bf16)
+    for layer in network.layers:
+        nn.init.xavier_uniform_(layer.weight)
+        nn.init.zeros_(layer.bias)
+        layer.bias.requires_grad_(False)
+    return network
+
+
+@torch.no_grad()
+def export(model: Model, folder: Path) -> list[Path]:
+    """Write `point_cloud.ply`: a coloured point for every opaque cell of the occupancy grid, in the scene's frame and
+    units. The colour is the mean of those seen along the six axes."""
+    unit = model.grid.centers()
+    parts = [_surface(model, part) for part in unit.split(2**16)]
+    points, colors = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
+    if not len(points):
+        log.warning("no cell of the occupancy grid is opaque: the point cloud is empty")
+    path = Path(folder) / "point_cloud.ply"
+    rows = np.empty(len(points), [("position", "<f4", 3), ("color", "u1", 3)])
+    rows["position"], rows["color"] = points, (colors.clamp(0, 1) * 255).round().byte()
+    lines = ["ply", "format binary_little_endian 1.0", f"element vertex {len(rows)}"]
+    lines += [f"property float {axis}" for axis in "xyz"]
+    lines += [f"property uchar {channel}" for channel in ("red", "green", "blue")]
+    with atomic_path(path) as temporary, open(temporary, "wb") as handle:
+        handle.write(("\n".join([*lines, "end_header"]) + "\n").encode("ascii"))
+        handle.write(rows.tobytes())
+    return [path]
+
+
+def _surface(model: Model, unit: Tensor) -> tuple[Tensor, Tensor]:
+    """World positions [N', 3] and colours [N', 3] of the opaque ones among points [N, 3] of the unit cube."""
+    features = model.features(unit)
+    cell = 2 / model.grid.size * model.space.step_at(unit) / model.space.step  # in radii
+    opaque = alpha_from_density(density_of(features), cell) > SURFACE
+    unit, features = unit[opaque], features[opaque]
+    axes = torch.cat([torch.eye(3), -torch.eye(3)]).to(unit)
+    seen = [
+        model.head(model.rgb(torch.cat([spherical_harmonics(axis[None], BANDS).expand(len(unit), -1), features], 1)))
+        for axis in axes
+    ]
+    return model.space.to_world(unit), torch.stack(seen).mean(0)

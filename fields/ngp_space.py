@@ -1,0 +1,166 @@
+"""Where the field of `ngp` lives: how world space becomes the unit cube, and how rays are sampled there.
+
+Two kinds of space:
+    box         a cube about the object; nothing is outside it
+    contracted  all of space: a cube of half side `radius` about the centre stays as it is and fills the middle half of
+                the unit cube, and what is outside fills the rest (mip-NeRF 360, Eq. 10, with the maximum norm)
+
+Symbols: R rays, M samples, N points, K steps of the table of distances.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from nfc_splat.cameras import Cameras, Rays
+from nfc_splat.fields.depth_range import depth_range, focus_distances
+from nfc_splat.fields.marched import warn_of_misses
+from nfc_splat.fields.ngp_config import Config
+from nfc_splat.fields.recipe import SceneGeometry
+from nfc_splat.rendering.occupancy import contract, march_occupancy, ray_box, uncontract
+from nfc_splat.rendering.samplers import box_steps
+from nfc_splat.rendering.samples import Samples
+
+SHELL = 1.0  # b of `contract`: the outside is as wide as the half side of the inside
+MARGIN = 1.1  # of the box around what the cameras have in view
+OUTLIERS = 0.02  # share of the points on each side that the box need not hold
+FARTHEST = 1000.0  # in radii, where a contracted ray ends
+
+
+class Space(nn.Module):
+    """A cube of half side `radius` about `center`, and whether there is something outside it.
+
+    Attributes:
+        center: [3]. radius: [] world units. near: [] depth before which nothing is drawn, world units.
+        contracted: [] bool.
+    """
+
+    def __init__(self, center: Tensor, radius: float, near: float, contracted: bool, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("center", center.float())
+        self.register_buffer("radius", torch.tensor(radius, dtype=torch.float32))
+        self.register_buffer("near", torch.tensor(near, dtype=torch.float32))
+        self.register_buffer("contracted", torch.tensor(contracted))
+        table = _distances(self.step, config.cone) if contracted else torch.zeros(1)
+        self.register_buffer("table", table, persistent=False)
+
+    @property
+    def step(self) -> float:
+        """Length of the shortest step, in radii: the diagonal of the cube over `config.march_steps`."""
+        return 2 * math.sqrt(3) / self.config.march_steps
+
+    def to_unit(self, points: Tensor) -> Tensor:
+        """World points [N, 3] in the unit cube; outside of [0, 1] if the space is a box and they are outside it."""
+        local = (points - self.center) / self.radius
+        if self.contracted:
+            return contract(local, "inf", SHELL) / (2 * (1 + SHELL)) + 0.5
+        return local / 2 + 0.5
+
+    def to_world(self, unit: Tensor) -> Tensor:
+        """The inverse of `to_unit`, [N, 3]."""
+        if self.contracted:
+            local = uncontract((unit - 0.5) * (2 * (1 + SHELL)), "inf", SHELL)
+        else:
+            local = 2 * unit - 1
+        return local * self.radius + self.center
+
+    def step_at(self, unit: Tensor) -> Tensor:
+        """[N] length of a step at points [N, 3] of the unit cube, in radii, for a camera near the centre."""
+        if not self.contracted:
+            return unit.new_full((len(unit),), self.step)
+        local = uncontract((unit - 0.5) * (2 * (1 + SHELL)), "inf", SHELL)
+        return (self.config.cone * local.abs().amax(-1)).clamp(self.step, self.config.cone * FARTHEST)
+
+    def sample(self, rays: Rays, occupied: Tensor | None, jitter: bool) -> Samples:
+        """Samples in the occupied cells [G, G, G] along rays; at random within their steps with `jitter`."""
+        count, device = len(rays.origins), rays.origins.device
+        offset = torch.rand(count, device=device) if jitter else torch.full((count,), 0.5, device=device)
+        if self.contracted:
+            return self._sample_contracted(rays, occupied, offset)
+        low, high = self.center - self.radius, self.center + self.radius
+        step = self.step * float(self.radius)
+        return box_steps(rays, low, high, step, near=float(self.near), offset=offset, occupancy=occupied)
+
+    def _sample_contracted(self, rays: Rays, occupied: Tensor | None, offset: Tensor) -> Samples:
+        """Steps grow with the distance from the camera, and a ray's whole table is stretched by up to one step."""
+        origins, directions = (rays.origins - self.center) / self.radius, rays.directions / self.radius
+        stretch = 1 + self.config.cone * offset
+        stride = stretch / directions.norm(dim=-1)
+        counts = torch.full((len(origins),), len(self.table) - 1, dtype=torch.int64, device=origins.device)
+        corner = self.center.new_full((3,), 1 + SHELL)
+        start = self.near.expand(len(origins))
+        t, ray, steps, offsets = march_occupancy(
+            origins, directions, start, stride, counts, self.table[:-1].contiguous(), occupied, -corner, corner,
+            lookup="cell", contraction="inf", shell=SHELL,
+        )  # fmt: skip
+        widths = (self.table[1:] - self.table[:-1])[steps] * stretch[ray] * self.radius
+        return Samples(rays, t, widths, ray, offsets, steps)
+
+    def warn_of_misses(self, rays: Rays) -> None:
+        """Warn when hardly a ray meets the box."""
+        if self.contracted:
+            return
+        low, high = self.center - self.radius, self.center + self.radius
+        enter, leave = ray_box(rays.origins, rays.directions, low, high, float(self.near), math.inf)
+        size = 2 * float(self.radius)
+        remedy = f"try --box-scale 2 (the box's sides are {size:.3g} long now), or --space contracted"
+        warn_of_misses(leave > enter, "the box of the scene", remedy)
+
+
+def choose_space(config: Config, geometry: SceneGeometry) -> Space:
+    """A box where the images are transparent around an object or the files state its bounds; contracted otherwise."""
+    kind = config.space
+    if kind == "auto":
+        kind = "box" if geometry.has_alpha or geometry.bounds is not None else "contracted"
+    near, _ = depth_range(geometry)
+    if kind == "box":
+        center, radius = _box(geometry)
+        return Space(center, radius * config.box_scale, 0.0, False, config)
+    center, radius = _surroundings(geometry.cameras, geometry)
+    return Space(center, radius * config.box_scale, near / 2, True, config)
+
+
+def _box(geometry: SceneGeometry) -> tuple[Tensor, float]:
+    """Centre and half side of a cube: around the stated bounds; else around the points; else as wide as what the
+    cameras see about the point that they look at."""
+    if geometry.bounds is not None:
+        low, high = geometry.bounds.float().cpu()
+    elif geometry.points is not None and len(geometry.points):
+        points = geometry.points.float().cpu()
+        ranked = points.sort(dim=0).values
+        outer = int(OUTLIERS * (len(points) - 1))
+        low, high = ranked[outer], ranked[len(points) - 1 - outer]
+        low, high = low - (MARGIN - 1) * (high - low), high + (MARGIN - 1) * (high - low)
+    else:
+        center, distance = _focus(geometry)
+        cameras = geometry.cameras
+        half = (cameras.sizes / 2 / torch.stack([cameras.Ks[:, 0, 0], cameras.Ks[:, 1, 1]], -1)).amax()
+        return center, float(MARGIN * half * distance)
+    return (low + high) / 2, max(float((high - low).max()) / 2, 1e-6)
+
+
+def _surroundings(cameras: Cameras, geometry: SceneGeometry) -> tuple[Tensor, float]:
+    """Centre and half side of what is worth the most detail: everything up to the cameras, about what they look at."""
+    center, _ = _focus(geometry)
+    away = (cameras.to("cpu").centers - center).abs().amax()
+    return center, max(float(away), 1e-6)
+
+
+def _focus(geometry: SceneGeometry) -> tuple[Tensor, float]:
+    """[3] the point that the cameras look at and its mean depth; their middle and extent if they look outwards."""
+    cameras = geometry.cameras.to("cpu")
+    depths = focus_distances(geometry)
+    if depths is None:
+        return cameras.centers.float().mean(0), geometry.extent
+    ahead = cameras.centers.double() + depths[:, None] * cameras.viewmats[:, 2, :3].double()
+    return ahead.mean(0).float(), float(depths.mean())
+
+
+def _distances(step: float, cone: float) -> Tensor:
+    """[K] distances from the camera in radii: steps of one length, then growing ones, `cone` times the distance."""
+    distances = [0.0]
+    while distances[-1] < FARTHEST:
+        distances.append(distances[-1] + max(step, cone * distances[-1]))
+    return torch.tensor(distances)
