@@ -21,7 +21,7 @@ Activation = Literal["relu", "sine", "gaussian"]
 
 OMEGA = 30.0  # frequency factor of sine layers (Sitzmann et al. 2020, section 3.2)
 GAUSSIAN_A = 0.1  # standard deviation of Gaussian activations
-BLOCK_ROWS = {torch.float32: 4096, torch.bfloat16: 8192}  # bfloat16 products cost more per call, so fewer, larger ones
+BLOCK_BYTES = 2**22  # of one activation of a block: measured; smaller ones cost calls, larger ones leave the cache
 GATHER_BELOW = 0.8  # share of rows with a gradient under which they are gathered first
 
 
@@ -192,11 +192,11 @@ class Layers:
         skips, hidden: as in `MLP`.
         """
         self.dtype = torch.bfloat16 if bf16 else torch.float32
-        self.block = BLOCK_ROWS[self.dtype]
         self.weights = [weight.detach().to(self.dtype) for weight in parameters[::2]]
         self.biases = [bias.detach().to(self.dtype) for bias in parameters[1::2]]
         self.skips, self.hidden = skips, hidden
         self.widths = [len(weight) for weight in self.weights]
+        self.block = max(1, BLOCK_BYTES // (max(self.widths) * self.dtype.itemsize))
 
     def __len__(self) -> int:
         return len(self.weights)
