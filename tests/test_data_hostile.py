@@ -191,6 +191,11 @@ SDFSTUDIO = {
     "ground truth is a word": {"worldtogt": "identity"},
     "near behind far": {"scene_box": {"near": 3.0, "far": 1.0}},
     "near is text": {"scene_box": {"near": "a", "far": 1.0}},
+    "box is text": {"scene_box": {"aabb": "unit"}},
+    "box has one corner": {"scene_box": {"aabb": [[1, 1, 1]]}},
+    "box is inside out": {"scene_box": {"aabb": [[1, 1, 1], [-1, -1, -1]]}},
+    "box has no size": {"scene_box": {"aabb": [[0, 0, 0], [1, 0, 1]]}},
+    "box is beyond reason": {"scene_box": {"aabb": [[0, 0, 0], [1, 1, 1e300]]}},
 }
 
 

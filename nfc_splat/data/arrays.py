@@ -7,6 +7,7 @@ pickled objects are refused. A refusal is a `UserError` that names the file and 
 import io
 import math
 import re
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from nfc_splat.errors import UserError
 # 17 float64 for each of the most frames that a scene may have.
 MAX_BYTES = 2**24
 MAX_HEADER = 10_000
+MAX_DIMENSIONS = 8
 # A matrix for one camera, with the longest header.
 MAX_MEMBER = 2**14
 
@@ -57,7 +59,7 @@ def _content(path: Path) -> bytes:
         if size > MAX_BYTES:
             raise UserError(f"{path}: {size} bytes, expected at most {MAX_BYTES} for the cameras of a scene")
         with open(path, "rb") as handle:
-            return handle.read(MAX_BYTES)
+            return handle.read(size)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
 
@@ -79,15 +81,18 @@ def _array(content: bytes, where: str) -> np.ndarray:
         if version not in ((1, 0), (2, 0)):
             raise ValueError(f"version {version} of the format")
         read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, _, dtype = read_header(stream, max_header_size=MAX_HEADER)
+        with warnings.catch_warnings(action="ignore"):  # of odd literals in the header
+            shape, _, dtype = read_header(stream, max_header_size=MAX_HEADER)
     except Exception as error:  # the header is a Python literal, which can go wrong in as many ways
         raise UserError(f"{where}: cannot be read as an .npy array ({_reason(error)})") from error
     if dtype.kind != "f" or dtype.itemsize not in (4, 8):
         raise UserError(f"{where}: holds {str(dtype)[:80]!r}, expected float32 or float64")
     claimed, there = math.prod(shape) * dtype.itemsize, len(content) - stream.tell()
-    if min(shape, default=1) < 0 or claimed != there:
+    if min(shape, default=1) < 0 or len(shape) > MAX_DIMENSIONS or claimed != there:
         raise UserError(f"{where}: its header claims {_listed(shape)} numbers ({claimed} bytes), but {there} are there")
-    return np.load(io.BytesIO(content), allow_pickle=False, max_header_size=MAX_HEADER).astype(np.float64)
+    with warnings.catch_warnings(action="ignore"):
+        array = np.load(io.BytesIO(content), allow_pickle=False, max_header_size=MAX_HEADER)
+    return array.astype(np.float64)
 
 
 def _listed(shape: tuple[int, ...]) -> str:
