@@ -182,6 +182,34 @@ def test_points_have_a_gradient_through_the_kernel():
     close(points.grad, exact.grad, 1e-5)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+def test_points_without_a_gradient_are_left_out(share):
+    points, table = problem(MIXED)
+    table.requires_grad_()
+    generator = torch.Generator().manual_seed(2)
+    idle = torch.rand(len(points), generator=generator) >= share
+    got = [hash_encode(points, table, MIXED), *hash_encode_with_jacobian(points, table, MIXED)]
+    exact_table = table.detach().double().requires_grad_()
+    expected = [hash_encode_reference(points.double(), exact_table, MIXED)]
+    expected += hash_encode_with_jacobian_reference(points.double(), exact_table, MIXED)
+    cotangents = [torch.randn(out.shape, generator=generator) for out in got]
+    for cotangent in cotangents:
+        cotangent[idle] = 0
+    for used in (slice(0, 1), slice(1, 3)):
+        (gradient,) = torch.autograd.grad(got[used], table, cotangents[used])
+        (exact,) = torch.autograd.grad(expected[used], exact_table, [v.double() for v in cotangents[used]])
+        assert (gradient - exact).norm() <= 1e-5 * exact.norm()
+
+
+def test_a_gradient_that_is_not_a_number_is_not_left_out():
+    points, table = problem(MIXED)
+    features = hash_encode(points, table.requires_grad_(), MIXED)
+    cotangent = torch.zeros_like(features)
+    cotangent[5, 3] = torch.nan
+    (gradient,) = torch.autograd.grad(features, table, cotangent)
+    assert gradient.isnan().sum() == 8
+
+
 def test_points_outside_count_as_the_nearest_inside():
     _, table = problem(MIXED)
     outside = torch.tensor([[-3.0, 0.5, 2.0], [torch.inf, -torch.inf, 0.2]], requires_grad=True)

@@ -25,6 +25,7 @@ from nfc_splat.rendering.kernels.threads import numba_threads
 
 BLOCK = 256
 CACHE_LINE = 16  # numbers
+GATHER_BELOW = 0.8  # share of points with a gradient under which the others are left out first
 u32, i32 = np.uint32, np.int32
 PRIME_Y, PRIME_Z = u32(2654435761), u32(805459861)
 
@@ -39,6 +40,24 @@ def make_planar(points):
             planar[axis, m] = points[m, axis]
         planar[axis, count:] = f32(0)
     return planar
+
+
+@kernel
+def _active_rows(*gradients):
+    """Rows in which a gradient [M, K] is not all zero: samples that no pixel sees have no part in a scatter."""
+    count = gradients[0].shape[0]
+    rows, found = np.empty(count, np.int64), 0
+    for m in range(count):
+        active = False
+        for gradient in gradients:
+            for value in gradient[m]:
+                if value != f32(0):  # NaN counts
+                    active = True
+                    break
+        if active:
+            rows[found] = m
+            found += 1
+    return rows[:found]
 
 
 @kernel
@@ -367,6 +386,23 @@ def _array(tensor: Tensor) -> np.ndarray:
     return tensor.detach().contiguous().numpy()
 
 
+def _scatter_to(
+    table: Tensor, levels: HashLevels, planar: np.ndarray, v_features: Tensor, v_jacobian: Tensor | None = None
+) -> Tensor:
+    """The gradient of `table` from those of what was read from it."""
+    workers = numba_threads()
+    v_table, order = _gradient(table), _turns(levels, workers)
+    gradients = [v_features] if v_jacobian is None else [v_features, v_jacobian]
+    rows = _active_rows(*(_array(gradient.flatten(1)) for gradient in gradients))
+    if len(rows) < GATHER_BELOW * len(v_features):
+        gradients = [gradient[torch.from_numpy(rows)] for gradient in gradients]
+        planar = make_planar(planar[:, rows].T)
+    arrays = [_array(gradient) for gradient in gradients]
+    scatter = scatter_features if v_jacobian is None else scatter_jacobian
+    scatter(planar, levels.arrays, order, *arrays, v_table.numpy(), workers)
+    return v_table
+
+
 class _Encode(Function):
     @staticmethod
     def forward(ctx: Any, points: Tensor, table: Tensor, levels: HashLevels) -> Tensor:
@@ -381,11 +417,8 @@ class _Encode(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, v_features: Tensor):
-        workers = numba_threads()
-        v_table = _gradient(*ctx.saved_tensors)
-        order = _turns(ctx.levels, workers)
-        scatter_features(ctx.planar, ctx.levels.arrays, order, _array(v_features), v_table.numpy(), workers)
-        return None, v_table, None
+        (table,) = ctx.saved_tensors
+        return None, _scatter_to(table, ctx.levels, ctx.planar, v_features), None
 
 
 class _EncodeWithJacobian(Function):
@@ -407,20 +440,13 @@ class _EncodeWithJacobian(Function):
     @once_differentiable
     def backward(ctx: Any, v_features: Tensor | None, v_jacobian: Tensor | None):
         table, jacobian = ctx.saved_tensors
-        workers = numba_threads()
         v_points = v_table = None
         if v_features is None:
             v_features = jacobian.new_zeros(jacobian.shape[:2])
         if ctx.needs_input_grad[0]:
             v_points = torch.einsum("mk,mka->ma", v_features, jacobian)
         if ctx.needs_input_grad[1]:
-            v_table, order = _gradient(table), _turns(ctx.levels, workers)
-            levels, v_rows = ctx.levels.arrays, v_table.numpy()
-            if v_jacobian is None:
-                scatter_features(ctx.planar, levels, order, _array(v_features), v_rows, workers)
-            else:
-                both = _array(v_features), _array(v_jacobian)
-                scatter_jacobian(ctx.planar, levels, order, *both, v_rows, workers)
+            v_table = _scatter_to(table, ctx.levels, ctx.planar, v_features, v_jacobian)
         return v_points, v_table, None
 
 
