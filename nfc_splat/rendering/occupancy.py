@@ -19,6 +19,7 @@ Norm = Literal["l2", "inf"]
 Lookup = Literal["node", "cell"]
 
 MAX_CANDIDATES = 2**31  # per call: one bit of memory each
+MAX_STEPS = 2**24  # per ray: float32 counts no further
 MAX_SAMPLES = 2**26  # per call: 20 bytes of memory each
 
 # Imported when first used: numba costs nothing until then.
@@ -90,8 +91,8 @@ def ray_box(
     parallel = directions == 0
     enter = torch.where(parallel, torch.where(inside, -torch.inf, torch.inf), torch.minimum(first, second)).amax(-1)
     leave = torch.where(parallel, torch.where(inside, torch.inf, -torch.inf), torch.maximum(first, second)).amin(-1)
-    enter = torch.maximum(enter, torch.as_tensor(near).to(enter))
-    leave = torch.minimum(leave, torch.as_tensor(far).to(leave))
+    enter = torch.maximum(enter, torch.as_tensor(near, dtype=enter.dtype, device=enter.device))
+    leave = torch.minimum(leave, torch.as_tensor(far, dtype=leave.dtype, device=leave.device))
     unusable = enter.isnan() | leave.isnan()
     return torch.where(unusable, torch.inf, enter), torch.where(unusable, -torch.inf, leave)
 
@@ -153,6 +154,7 @@ def march_occupancy(
     if backend == "cpu" and (origins.device.type != "cpu" or origins.dtype != torch.float32):
         raise ValueError(f'backend "cpu" takes float32 in main memory; got {origins.dtype} on {origins.device}')
     counts = counts.clamp_min(0)
+    check_size("candidates on one ray", int(counts.max()) if len(counts) else 0, MAX_STEPS)
     check_size("candidates", int(counts.sum()), MAX_CANDIDATES)
     scale = _scale(low, high, occupancy, lookup)
     march = importlib.import_module(_MODULES[backend]).march
@@ -176,7 +178,7 @@ def march_occupancy(
 def check_size(what: str, count: int, limit: int) -> None:
     """Raise ValueError when a march of `count` somethings would take more memory than any use of it can mean."""
     if count > limit:
-        raise ValueError(f"{count:,} {what} along the rays are more than {limit:,}: take longer steps or fewer rays")
+        raise ValueError(f"{count:,} {what} are more than {limit:,}: take longer steps or fewer rays")
 
 
 def _scale(low: Tensor, high: Tensor, occupancy: Tensor | None, lookup: Lookup) -> Tensor:
@@ -217,6 +219,8 @@ def _check(origins, directions, start, stride, counts, table, occupancy, low, hi
         raise ValueError(f"counts must be [{rays}] int64; got {list(counts.shape)} {counts.dtype}")
     if occupancy is not None and (occupancy.dim() != 3 or occupancy.dtype != torch.bool or not occupancy.numel()):
         raise ValueError(f"occupancy must be [X, Y, Z] bool; got {list(occupancy.shape)} {occupancy.dtype}")
+    if occupancy is not None and occupancy.numel() >= 2**31:
+        raise ValueError(f"occupancy must have fewer than 2^31 entries; got {list(occupancy.shape)}")
     if not bool((low < high).all()):
         raise ValueError(f"low must be below high on every axis; got {low.tolist()} and {high.tolist()}")
     if table is not None and rays and int(counts.max()) > len(table):
