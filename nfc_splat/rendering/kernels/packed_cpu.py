@@ -44,7 +44,7 @@ def _weights_backward(alphas, offsets, before, v_weights, v_left, v_alphas):
     for r in prange(offsets.size - 1):
         behind = v_left[r]
         for i in range(offsets[r + 1] - 1, offsets[r] - 1, -1):
-            if before[i] < 0:
+            if before[i] == ENDED:
                 v_alphas[i] = 0
                 continue
             v_alphas[i] = before[i] * (v_weights[i] - behind)
