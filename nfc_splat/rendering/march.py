@@ -109,12 +109,12 @@ def composite(
     alphas, features = field.alpha(samples)
     if alpha_threshold > 0:
         samples, rows = samples.keep(alphas.detach() > alpha_threshold)
-        alphas, features = alphas[rows], _rows(features, rows)
+        alphas, features = alphas.index_select(0, rows), _rows(features, rows)
     weights, transmittance = render_weights(alphas, samples.offsets, stop=stop)
     shown = weights.detach() > weight_threshold
     if not shown.all():
         samples, rows = samples.keep(shown)
-        weights, features = weights[rows], _rows(features, rows)
+        weights, features = weights.index_select(0, rows), _rows(features, rows)
     values = field.color(samples, features)
     t = samples.t[:, None].to(values)
     summed = accumulate(weights, torch.cat([values, t, torch.ones_like(t)], 1), samples.offsets)
@@ -155,7 +155,7 @@ def _normals(field: Field, samples: Samples, weights: Tensor) -> Tensor:
 
 
 def _rows(features: Any, rows: Tensor) -> Any:
-    return None if features is None else features[rows]
+    return None if features is None else features.index_select(0, rows)
 
 
 def _chunks(rays: Rays, background: Tensor, size: int) -> list[tuple[Rays, Tensor]]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nfc_splat.cameras import Rays
+from nfc_splat.rendering.packed import keep
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,12 +40,16 @@ class Samples:
     @cached_property
     def positions(self) -> Tensor:
         """[M, 3] in world space."""
-        return torch.addcmul(self.rays.origins[self.ray], self.rays.directions[self.ray], self.t[:, None])
+        return torch.addcmul(
+            self.rays.origins.index_select(0, self.ray),
+            self.rays.directions.index_select(0, self.ray),
+            self.t[:, None],
+        )
 
     @cached_property
     def directions(self) -> Tensor:
         """[M, 3] unit viewing directions, from the camera to the sample."""
-        return unit_directions(self.rays)[self.ray]
+        return unit_directions(self.rays).index_select(0, self.ray)
 
     @property
     def times(self) -> Tensor | None:
@@ -54,17 +59,16 @@ class Samples:
     def keep(self, chosen: Tensor) -> tuple["Samples", Tensor]:
         """The samples where `chosen` [M] bool, and their former rows [M'] int64."""
         rows = chosen.nonzero()[:, 0]
-        before = torch.cat([chosen.new_zeros(1, dtype=torch.int64), chosen.cumsum(0)])
         kept = replace(
             self,
-            t=self.t[rows],
-            widths=self.widths[rows],
-            ray=self.ray[rows],
-            offsets=before[self.offsets],
-            steps=None if self.steps is None else self.steps[rows],
+            t=self.t.index_select(0, rows),
+            widths=self.widths.index_select(0, rows),
+            ray=self.ray.index_select(0, rows),
+            offsets=keep(chosen, self.offsets),
+            steps=None if self.steps is None else self.steps.index_select(0, rows),
         )
         if "positions" in self.__dict__:
-            kept.__dict__["positions"] = self.positions[rows]
+            kept.__dict__["positions"] = self.positions.index_select(0, rows)
         return kept, rows
 
     @classmethod
