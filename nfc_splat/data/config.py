@@ -16,22 +16,21 @@ class DataConfig:
     """How to read a scene folder."""
 
     format: Format = "auto"
-    """What the scene is. "auto" looks at the files and says what it found."""
+    """What the scene is. "auto" finds out and says why."""
 
     downscale: int = 1
     """Divide the images' width and height by this. Uses the folder images_N if the scene has one, else an area filter
     in memory."""
 
     test_every: int | None = None
-    """Hold out every N-th image for testing, the first one included; 0 holds out none. By default the scene's own
-    split, else every 8th (Replica: every 10th). Given explicitly, it replaces the scene's own split."""
+    """Hold out every N-th image for testing, the first one included; 0 holds out none. It replaces the scene's own
+    split. By default that, else every 8th (Replica: every 10th)."""
 
     background: Literal["auto", "white", "black"] = "auto"
-    """What transparent images are composited over. "auto" is white for Blender and NSVF scenes, black for others."""
+    """Behind transparent images. "auto": white for Blender and NSVF, else black."""
 
     ignore_background: bool = False
-    """Leave what lies outside the foreground masks of a scene (DTU, SDFStudio) out of losses and metrics. By default
-    every pixel counts, and the masks are there for methods that ask for them."""
+    """Leave what foreground masks (DTU, SDFStudio) exclude out of losses and metrics."""
 
     allow_missing: bool = False
     """Go on even if more than half of the listed images have no file."""
