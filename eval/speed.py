@@ -58,6 +58,10 @@ class Options:
     """An OpenSplat binary to time beside, on the same scenes and cores."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where our step runs."""
+    kernels: bool = False
+    """Time the kernels of marched fields beside plain torch instead; --steps then counts the rounds."""
+    record: Path | None = None
+    """A JSON file for what --kernels measures."""
 
 
 # ------------------------------------------------------------------------------------------------ the scene
@@ -265,8 +269,14 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--steps {options.steps}: expected at least 1")
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch sees no CUDA device here; python -m nfc_splat.doctor says why")
+    if options.record is not None and not options.kernels:
+        raise UserError(f"--record {options.record}: only --kernels writes a record; add it, or leave this out")
     threads = set_threads(options.threads)
     keep_freed_memory()
+    if options.kernels:
+        from nfc_splat.eval.speed_fields import compare_kernels
+
+        return compare_kernels(options.steps, threads, options.device, options.record)
     print(f"median of {options.steps} training steps, {options.device}, {threads} threads; milliseconds")
     heads = [*PHASES, "step", *(["OpenSplat", "ratio"] if options.opensplat else [])]
     print(f"{'':28}" + "".join(f"{head:>11}" for head in heads))
