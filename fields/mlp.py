@@ -42,13 +42,20 @@ class Gaussian(nn.Module):
 ACTIVATIONS = {"relu": nn.ReLU, "sine": Sine, "gaussian": Gaussian}
 
 
+@torch.no_grad()
+def initialise_sine(layer: nn.Linear, first: bool = False) -> None:
+    """Weights of a layer among sine layers (Sitzmann et al. 2020, section 3.2): U(-1/n, 1/n) for the n inputs of the
+    `first` one, U(-sqrt(6/n)/omega, sqrt(6/n)/omega) for those of another."""
+    bound = 1 / layer.in_features if first else math.sqrt(6 / layer.in_features) / OMEGA
+    layer.weight.uniform_(-bound, bound)
+
+
 class MLP(nn.Module):
     """A multilayer perceptron; `layers` holds its `depth + 1` linear maps (`depth` if `out_dim` is None).
 
-    Initialisation: "relu" is torch's default, as nerf-pytorch's. "sine" is SIREN's: weights U(-1/D, 1/D) in the first
-    layer and U(-sqrt(6/n)/omega, sqrt(6/n)/omega) for n inputs in the others, omega 30 in every layer (Sitzmann et al.
-    2020, section 3.2), biases torch's default. "gaussian" is torch's default with a = 0.1: the authors report that
-    Gaussian networks need no particular initialisation.
+    Initialisation: "relu" is torch's default, as nerf-pytorch's. "sine" is SIREN's (`initialise_sine`), omega 30 in
+    every layer and torch's default biases. "gaussian" is torch's default with a = 0.1: the authors report that Gaussian
+    networks need no particular initialisation.
 
     The fast path serves ReLU networks with float32 input on the CPU, and is once differentiable: asked for a graph of
     its backward pass (`create_graph`), it raises a RuntimeError. Fields that differentiate twice (signed distances)
@@ -86,14 +93,8 @@ class MLP(nn.Module):
         self.hidden = depth
         self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in zip(inputs, outputs, strict=False))
         if activation == "sine":
-            self._initialise_sine()
-
-    @torch.no_grad()
-    def _initialise_sine(self) -> None:
-        for index, layer in enumerate(self.layers):
-            inputs = layer.in_features
-            bound = 1 / inputs if index == 0 else math.sqrt(6 / inputs) / OMEGA
-            layer.weight.uniform_(-bound, bound)
+            for index, layer in enumerate(self.layers):
+                initialise_sine(layer, first=index == 0)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [*, D] -> [*, O] float32 (float64 for float64 input and parameters)."""
@@ -184,7 +185,7 @@ def active_rows(*gradients: Tensor) -> Tensor | None:
 
 
 class Layers:
-    """The linear maps of one call in the dtype of its products, and the sums of their gradients."""
+    """The linear maps of one call in the dtype of its products."""
 
     def __init__(self, parameters: Sequence[Tensor], skips: Sequence[int], hidden: int, bf16: bool):
         """Args:
@@ -215,9 +216,14 @@ class Layers:
             h = y
 
     def backward(
-        self, x: Tensor, activations: Sequence[Tensor], v_out: Tensor, sums: "GradientSums", v_x: Tensor | None
+        self,
+        x: Tensor,
+        activations: Sequence[Tensor],
+        v_out: Tensor,
+        sums: Sequence["LinearGradient"],
+        v_x: Tensor | None,
     ) -> None:
-        """Add the gradients of one block to `sums`, and fill `v_x`.
+        """Add the gradients of one block to `sums`, one for each layer, and fill `v_x`.
 
         Args:
             x: [B, D]. activations: of the hidden layers, [B, W] each. v_out: [B, O] gradient of the output, of this
@@ -230,7 +236,7 @@ class Layers:
                 torch.ops.aten.threshold_backward.grad_input(v, activations[index], 0, grad_input=v)
             h = activations[index - 1] if index else x
             skip = index - 1 in self.skips
-            sums.add(index, v, [x, h] if skip else [h])
+            sums[index].add(v, *([x, h] if skip else [h]))
             weight, before = self.weights[index], x.shape[1] if skip else 0
             if v_x is not None and (skip or index == 0):
                 part = v @ (weight[:, :before] if skip else weight)
@@ -240,29 +246,25 @@ class Layers:
                 v = v @ weight[:, before:]
 
 
-class GradientSums:
-    """Float32 gradients of the parameters, summed over blocks."""
+class LinearGradient:
+    """Float32 gradients of one linear map, summed over blocks of rows."""
 
-    def __init__(self, layers: Layers):
-        self.weights = [torch.zeros(weight.shape) for weight in layers.weights]
-        self.biases = [torch.zeros(width) for width in layers.widths]
-        self.exact = layers.dtype == torch.float32
+    def __init__(self, weight: Tensor) -> None:
+        """weight: [O, I] in the dtype of the products."""
+        self.weight, self.bias = torch.zeros(weight.shape), torch.zeros(len(weight))
+        self._exact = weight.dtype == torch.float32
 
-    def add(self, index: int, v: Tensor, inputs: Sequence[Tensor]) -> None:
-        """Add the products of the output gradients v [B, O] with the layer's inputs [B, I], side by side."""
+    def add(self, v: Tensor, *inputs: Tensor) -> None:
+        """Add the products of the output's gradient v [B, O] with the map's inputs [B, I], given side by side."""
         start = 0
         for h in inputs:
-            target = self.weights[index][:, start : start + h.shape[1]]
-            if self.exact:
+            target = self.weight[:, start : start + h.shape[1]]
+            if self._exact:
                 target.addmm_(v.t(), h)
             else:
                 target.add_(v.t() @ h)
             start += h.shape[1]
-        self.biases[index].add_(v.sum(0))
-
-    def interleaved(self) -> list[Tensor]:
-        """Weight, bias, weight, ... as the parameters came."""
-        return [tensor for pair in zip(self.weights, self.biases, strict=True) for tensor in pair]
+        self.bias.add_(v.sum(0))
 
 
 class _FusedReLU(Function):
@@ -287,7 +289,7 @@ class _FusedReLU(Function):
         layers, v_y = ctx.layers, v_y.contiguous()
         lease = ctx.lease or _run(x, layers, torch.empty_like(v_y), keep=True)  # again only with retain_graph
         kept, ctx.lease = lease.matrices, None
-        sums, rows = GradientSums(layers), active_rows(v_y)
+        sums, rows = [LinearGradient(weight) for weight in layers.weights], active_rows(v_y)
         v_x = None
         if ctx.needs_input_grad[0]:
             v_x = torch.empty_like(x) if rows is None else torch.zeros_like(x)
@@ -300,7 +302,7 @@ class _FusedReLU(Function):
             if v_x is not None:
                 v_x[pick] = v_block
         lease.end()
-        return v_x, None, None, None, *sums.interleaved()
+        return v_x, None, None, None, *(part for total in sums for part in (total.weight, total.bias))
 
 
 def _run(x: Tensor, layers: Layers, y: Tensor, keep: bool) -> Lease:

@@ -1,0 +1,248 @@
+"""NeRF (Mildenhall et al. 2020): the model, how it is trained, and its files.
+
+Two networks: the first is asked at stratified samples of a ray, the second at these and at more where the first saw
+something. Both are compared with the photographs. As in nerf-pytorch (the released TensorFlow code in torch), but for:
+pixel centres lie at +0.5 (there at +0); transmittance is the product of 1 - alpha (there 1 - alpha + 1e-10); with
+batches from one image, each image comes once per epoch (there at random).
+
+Symbols: R rays, M samples, K of them with positive density, L logits per colour channel.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+
+from nfc_splat.cameras import Rays
+from nfc_splat.fields.color_head import ColorHead
+from nfc_splat.fields.depth_range import depth_range
+from nfc_splat.fields.encodings import Positional, make_encoding
+from nfc_splat.fields.marched import MarchedRecipe
+from nfc_splat.fields.ndc import NormalizedDeviceCoordinates
+from nfc_splat.fields.nerf_config import Config as Config
+from nfc_splat.fields.nerf_config import preset as preset
+from nfc_splat.fields.nerf_network import NeRFNetwork
+from nfc_splat.fields.recipe import Sampling, SceneGeometry
+from nfc_splat.files import atomic_path
+from nfc_splat.rendering import Rendering
+from nfc_splat.rendering.hash_encoding import HashLevels
+from nfc_splat.rendering.march import MarchedModel, alpha_from_density, composite
+from nfc_splat.rendering.packed import accumulate
+from nfc_splat.rendering.samplers import importance, stratified
+from nfc_splat.rendering.samples import Samples, unit_directions
+
+HASH_LEVELS = HashLevels.between(16, 2, 17, 16, 1024)
+NDC_NEAR = 0.75  # near plane as a share of the scene's nearest depth, as LLFF's loader scales it
+BYTES_PER_SAMPLE = 1500  # of drawing, with encodings and their temporaries
+
+
+class Model(MarchedModel):
+    """Two networks and where rays start and end.
+
+    Attributes:
+        depth_range: [2] near and far, buffers so that they are the checkpoint's.
+        ndc: the warp of a forward-facing scene, or None.
+        coarse, fine: the networks.
+    """
+
+    def __init__(
+        self, config: Config, depth_range: Tensor, box: Tensor | None, ndc: NormalizedDeviceCoordinates | None
+    ) -> None:
+        """box: [2, 3] what the hash encoding covers."""
+        super().__init__()
+        self.config, self.ndc = config, ndc
+        self.register_buffer("depth_range", depth_range)
+        self.head = ColorHead(config.target_encoding)
+        self.encoding = self.head.encoding
+        self.view_encoding = Positional(3, config.view_octaves)
+        self.coarse_points, self.fine_points = (_point_encoding(config, box) for _ in range(2))
+        self.coarse, self.fine = (self._network(points) for points in (self.coarse_points, self.fine_points))
+        self.ray_bytes = (config.coarse_samples + config.fine_samples) * BYTES_PER_SAMPLE
+
+    def _network(self, points: nn.Module) -> NeRFNetwork:
+        config = self.config
+        sizes = {"width": config.width, "depth": config.depth, "activation": config.activation}
+        outputs = self.head.out_features
+        return NeRFNetwork(points.out_dim, self.view_encoding.out_dim, outputs, **sizes, bf16=config.bf16)
+
+    @classmethod
+    def initialise(cls, config: Config, geometry: SceneGeometry) -> Self:
+        """Random networks for the scene's depths, or for those that the configuration states."""
+        near, far = depth_range(geometry)
+        ndc = None
+        if config.space == "ndc":
+            ndc = NormalizedDeviceCoordinates.of_cameras(geometry.cameras, config.near or NDC_NEAR * near)
+            near, far = 0.0, 1.0
+        else:
+            near, far = config.near or near, config.far or far
+        box = _box(geometry, far, ndc)
+        return cls(config, torch.tensor([near, far], device=box.device), box, ndc)
+
+    @classmethod
+    def from_tensors(cls, config: Config, tensors: Mapping[str, Tensor]) -> Self:
+        """Rebuild from a checkpoint."""
+        warp = {name.removeprefix("ndc."): tensor for name, tensor in tensors.items() if name.startswith("ndc.")}
+        ndc = NormalizedDeviceCoordinates.from_tensors(warp) if warp else None
+        model = cls(config, tensors["depth_range"], tensors.get("fine_points.box"), ndc)
+        model.load_state_dict(dict(tensors))
+        return model
+
+    def march(self, rays: Rays, background: Tensor) -> Rendering:
+        """See `MarchedModel.march`; in training mode the first network's rendering is `auxiliary`."""
+        config, jitter = self.config, self.training
+        near, far = self.depth_range.tolist()
+        warped = self.ndc.warp_rays(rays) if self.ndc else rays
+        views = self.view_encoding(unit_directions(rays))
+        in_disparity = config.in_disparity and self.ndc is None
+        samples = stratified(warped, near, far, config.coarse_samples, jitter=jitter, in_disparity=in_disparity)
+        coarse, weights = self._draw(_Pass(self, self.coarse, self.coarse_points, views), samples, rays, background)
+        samples = importance(samples, weights, config.fine_samples, jitter=jitter)
+        drawing = _Pass(self, self.fine, self.fine_points, views, self.draw_normals)
+        fine, _ = self._draw(drawing, samples, rays, background)
+        return replace(fine, auxiliary=(coarse,)) if self.training else fine
+
+    def _draw(self, drawing: "_Pass", samples: Samples, rays: Rays, background: Tensor) -> tuple[Rendering, Tensor]:
+        """A rendering of `samples`, which lie on warped rays if there is a warp, and the weights [M] of all of them."""
+        share, steps = samples.t, torch.arange(len(samples), device=samples.t.device)
+        samples = replace(samples, steps=steps)
+        if self.ndc:
+            t = self.ndc.depth(rays, share.view(len(rays.origins), -1)).view(-1)
+            samples = replace(samples, rays=rays, t=t)
+        drawn = composite(drawing, samples, background)
+        shown, weights = drawn.extras["samples"], drawn.extras["weights"].detach()
+        if self.ndc:
+            # Distances reach towards infinity: the mean is taken of 1 - n / z instead.
+            summed = accumulate(weights, share[shown.steps, None], shown.offsets)
+            depth = self.ndc.depth(rays, (summed / drawn.alpha.detach().clamp_min(1e-10)).clamp(0, 1))
+            drawn = replace(drawn, depth=torch.where(drawn.alpha > 0, depth, 0.0))
+        return drawn, torch.zeros_like(share).index_copy(0, shown.steps, weights)
+
+
+class _Pass:
+    """One network's answers along the rays of one request, as the marcher's `Field`.
+
+    The network gives densities and colour logits in one call, so `alpha` keeps the logits for `color`; what `alpha`
+    hands on is their row for each sample, -1 where the density is 0.
+    """
+
+    def __init__(
+        self, model: Model, network: NeRFNetwork, points: nn.Module, views: Tensor, draw_normals: bool = False
+    ) -> None:
+        """views: [R, V] encoded directions."""
+        self.model, self.network, self.points, self.views = model, network, points, views
+        self.draw_normals, self.encoding = draw_normals, model.encoding
+        self.logits: Tensor | None = None
+
+    def alpha(self, samples: Samples) -> tuple[Tensor, Tensor]:
+        """Opacities [M], and which row of the logits is a sample's [M]."""
+        positions = samples.positions
+        if self.model.ndc:
+            positions = self.model.ndc.warp_points(positions)
+        density_noise = self.model.config.density_noise if self.model.training else 0.0
+        noise = torch.randn_like(samples.t) * density_noise if density_noise else None
+        density, self.logits, rows = self.network(self.points(positions), self.views, samples.ray, noise)
+        place = torch.full_like(samples.ray, -1)
+        place[rows] = torch.arange(len(rows), device=rows.device)
+        return alpha_from_density(density, samples.widths), place
+
+    def color(self, samples: Samples, features: Tensor) -> Tensor:
+        """Decoded colours [M, 3], with the bits' probabilities behind them if the model draws them."""
+        # Rows ascend, so as many as there are is all of them.
+        logits = self.logits if len(features) == len(self.logits) else self.logits[features]
+        return self.model.head(logits, bits=self.model.draw_bits)
+
+
+class Recipe(MarchedRecipe):
+    """Adam over both networks, with an exponentially falling learning rate; pixels of one image or of all."""
+
+    def __init__(self, config: Config, geometry: SceneGeometry) -> None:
+        super().__init__(config, geometry)
+        self.rays = config.rays
+
+    def sampling(self, step: int) -> Sampling:
+        """Different pixels of one image, at first of its middle only, which keeps empty borders from winning."""
+        if self.config.batching == "all":
+            return super().sampling(step)
+        crop = self.config.precrop_share if step <= self.config.precrop_steps else 1.0
+        return Sampling("image_rays", rays=self.rays, crop=crop)
+
+    def optimizers(self, model: Model) -> dict[str, Optimizer]:
+        """One Adam for everything."""
+        return {"networks": Adam(model.parameters(), lr=self.config.lr, eps=1e-8, fused=True)}
+
+    def after_step(
+        self, model: Model, optimizers: dict[str, Optimizer], rendering: Rendering, step: int
+    ) -> dict[str, float]:
+        """Set the next step's learning rate: lr 0.1^(step / lr_decay_steps)."""
+        for group in optimizers["networks"].param_groups:
+            group["lr"] *= 0.1 ** (1 / self.config.lr_decay_steps)
+        return {}
+
+
+def _point_encoding(config: Config, box: Tensor | None) -> nn.Module:
+    features = {"features": config.fourier_features, "scale": config.fourier_scale}
+    return make_encoding(config.encoding, octaves=config.octaves, **features, box=box, levels=HASH_LEVELS)
+
+
+def _box(geometry: SceneGeometry, far: float, ndc: NormalizedDeviceCoordinates | None) -> Tensor:
+    """[2, 3] the scene's bounds, or what the cameras see up to `far`; with a warp, the latter in its coordinates."""
+    if geometry.bounds is not None and ndc is None:
+        return geometry.bounds
+    cameras = geometry.cameras
+    corners = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]], device=cameras.sizes.device)
+    places = (cameras.sizes.flip(1) - 1)[:, None] * corners
+    camera = torch.arange(len(cameras), device=places.device)[:, None, None].expand(-1, 4, 1)
+    rays = cameras.rays(torch.cat([camera, places], 2).view(-1, 3))
+    rays = ndc.warp_rays(rays) if ndc else rays
+    seen = torch.cat([rays.origins, rays.origins + far * rays.directions])
+    return torch.stack([seen.amin(0), seen.amax(0)])
+
+
+# nerf-pytorch's names of the layers.
+_PUBLISHED = {"density": "alpha_linear", "feature": "feature_linear", "view": "views_linears.0", "color": "rgb_linear"}
+
+
+def published_names(network: NeRFNetwork) -> dict[str, Tensor]:
+    """A network's tensors under nerf-pytorch's names."""
+    tensors = {}
+    for index, layer in enumerate(network.trunk.layers):
+        tensors |= {f"pts_linears.{index}.{part}": value for part, value in layer.state_dict().items()}
+    for part, name in _PUBLISHED.items():
+        tensors |= {f"{name}.{key}": value for key, value in getattr(network, part).state_dict().items()}
+    return tensors
+
+
+def export(model: Model, folder: Path) -> list[Path]:
+    """Write the networks as `nerf_coarse.safetensors` and `nerf_fine.safetensors`, with nerf-pytorch's names, and
+    `nerf.json` with what their use needs. Points and directions enter in the scene's frame and units."""
+    written = []
+    for name in ("coarse", "fine"):
+        encoding = getattr(model, f"{name}_points").state_dict()
+        tensors = published_names(getattr(model, name)) | {f"encoding.{key}": part for key, part in encoding.items()}
+        path = Path(folder) / f"nerf_{name}.safetensors"
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(save({key: value.detach().cpu().contiguous() for key, value in tensors.items()}))
+        written.append(path)
+    path = Path(folder) / "nerf.json"
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(_description(model), indent=1) + "\n", encoding="utf-8")
+    return [*written, path]
+
+
+def _description(model: Model) -> dict[str, Any]:
+    """What a reader of the networks has to know."""
+    config = model.config
+    names = ("width", "depth", "activation", "encoding", "octaves", "view_octaves", "space", "in_disparity")
+    names += ("coarse_samples", "fine_samples", "target_encoding")
+    near, far = model.depth_range.tolist()
+    facts: dict[str, Any] = {name: getattr(config, name) for name in names}
+    facts |= {"near": near, "far": far, "logits_per_channel": model.head.n_logits, "pixel_center": 0.5}
+    if model.ndc:
+        facts["ndc"] = {name: tensor.tolist() for name, tensor in model.ndc.state_dict().items()}
+    return facts
