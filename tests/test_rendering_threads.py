@@ -99,3 +99,16 @@ print(numba.threading_layer())
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert result.stdout.strip() in ("omp", "workqueue"), result.stderr
     assert "TBB" not in result.stderr
+
+
+def test_the_first_kernel_leaves_torch_its_threads():
+    code = """
+import torch
+from nfc_splat.rendering.kernels.threads import set_threads
+from nfc_splat.rendering.packed import render_weights
+set_threads(1)
+render_weights(torch.rand(4), torch.tensor([0, 4]))
+print(torch.get_num_threads())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == "1"

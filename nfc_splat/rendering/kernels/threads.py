@@ -51,11 +51,14 @@ def numba_threads() -> int:
     first choice, is left out because open3d replaces it by an older one that numba refuses.
     """
     import numba
-    import torch as torch  # before numba looks for OpenMP
+    import torch  # before numba looks for OpenMP
 
     numba.config.THREADING_LAYER_PRIORITY = ["omp", "workqueue", "tbb"]
-    count = min(_chosen or available_cores(), numba.config.NUMBA_NUM_THREADS)
+    count, torch_count = min(_chosen or available_cores(), numba.config.NUMBA_NUM_THREADS), torch.get_num_threads()
     numba.set_num_threads(count)
+    # numba's first launch gives the shared pool as many threads as there are cores.
+    if torch.get_num_threads() != torch_count:
+        torch.set_num_threads(torch_count)
     return count
 
 
