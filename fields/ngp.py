@@ -3,7 +3,8 @@ trained, and its point cloud.
 
 A point's features in the hash grid go through a small network to its density and 16 numbers; these and the spherical
 harmonics of the viewing direction go through a second one to its colour. An occupancy grid keeps rays out of empty
-space. Densities are per radius of the space (half the side of its box).
+space. Densities are per radius of the space (half the side of its box), in contracted space per contracted radius: so
+a thin fog is thin as far as one can see, and every part of space can learn from the first step.
 
 Differences from the paper: contraction instead of cascades of occupancy grids for scenes without end; no moving average
 of the weights; the base loss is the mean squared error of the stored (gamma-encoded) colours, over random backgrounds
@@ -49,6 +50,29 @@ SURFACE = 0.5  # opacity of a cell's width from which export takes it for a surf
 log = logging.getLogger("nfc_splat")
 
 
+class Network(MLP):
+    """A ReLU network without biases, as tiny-cuda-nn's, which computes it on a CUDA device if it is installed.
+
+    The weights start as tiny-cuda-nn's do (Glorot and Bengio 2010, Eq. 16); the biases of `MLP` stay 0.
+    """
+
+    def __init__(self, inputs: int, outputs: int, width: int, hidden: int, bf16: bool) -> None:
+        super().__init__(inputs, outputs, width, hidden, bf16=bf16)
+        for layer in self.layers:
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+            layer.bias.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [N, D] -> [N, O] float32."""
+        if x.device.type == "cuda":
+            from nfc_splat.rendering.kernels.networks_cuda import fused_network, usable
+
+            if usable(x.shape[1], len(self.layers[0].weight), self.hidden):
+                return fused_network(x, [layer.weight for layer in self.layers])
+        return super().forward(x)
+
+
 class Model(MarchedModel):
     """Density and colour of a hash grid over a `Space`.
 
@@ -64,8 +88,9 @@ class Model(MarchedModel):
         self.head = ColorHead(config.target_encoding)
         self.encoding = self.head.encoding
         self.table = nn.Parameter(table)
-        self.density = _network(self.levels.out_features, GEOMETRY, 1, config)
-        self.rgb = _network(BANDS**2 + GEOMETRY, self.head.out_features, config.color_layers, config)
+        self.density = Network(self.levels.out_features, GEOMETRY, config.width, 1, config.bf16)
+        inputs, outputs = BANDS**2 + GEOMETRY, self.head.out_features
+        self.rgb = Network(inputs, outputs, config.width, config.color_layers, config.bf16)
         self.grid = OccupancyGrid(config.grid, config.occupancy_decay, config.occupancy_threshold)
         self._warned = False
 
@@ -79,7 +104,7 @@ class Model(MarchedModel):
         """Rebuild from a checkpoint."""
         facts = (float(tensors[f"space.{name}"]) for name in ("radius", "near"))
         space = Space(tensors["space.center"], *facts, bool(tensors["space.contracted"]), config)
-        model = cls(config, space, tensors["table"])
+        model = cls(config, space, tensors["table"].clone())
         model.load_state_dict(dict(tensors))
         return model
 
@@ -95,8 +120,10 @@ class Model(MarchedModel):
 
     def alpha(self, samples: Samples) -> tuple[Tensor, Tensor]:
         """Opacities [M] and the density network's outputs [M, 16]."""
-        features = self.features(self.space.to_unit(samples.positions))
-        return alpha_from_density(density_of(features), samples.widths / self.space.radius), features
+        unit = self.space.to_unit(samples.positions)
+        features = self.features(unit)
+        widths = samples.widths / self.space.radius * self.space.shrinkage(unit)
+        return alpha_from_density(density_of(features), widths), features
 
     def color(self, samples: Samples, features: Tensor) -> Tensor:
         """Decoded colours [M, 3], with the bits' probabilities behind them if `draw_bits`."""
@@ -183,16 +210,6 @@ def _levels(config: Config) -> HashLevels:
     )
 
 
-def _network(inputs: int, outputs: int, depth: int, config: Config) -> MLP:
-    """A ReLU network without biases, initialised as tiny-cuda-nn does (Glorot and Bengio 2010, uniform)."""
-    network = MLP(inputs, outputs, config.width, depth, bf16=config.bf16)
-    for layer in network.layers:
-        nn.init.xavier_uniform_(layer.weight)
-        nn.init.zeros_(layer.bias)
-        layer.bias.requires_grad_(False)
-    return network
-
-
 @torch.no_grad()
 def export(model: Model, folder: Path) -> list[Path]:
     """Write `point_cloud.ply`: a coloured point for every opaque cell of the occupancy grid, in the scene's frame and
@@ -217,7 +234,7 @@ def export(model: Model, folder: Path) -> list[Path]:
 def _surface(model: Model, unit: Tensor) -> tuple[Tensor, Tensor]:
     """World positions [N', 3] and colours [N', 3] of the opaque ones among points [N, 3] of the unit cube."""
     features = model.features(unit)
-    cell = 2 / model.grid.size * model.space.step_at(unit) / model.space.step  # in radii
+    cell = unit.new_tensor(model.space.side / model.grid.size)
     opaque = alpha_from_density(density_of(features), cell) > SURFACE
     unit, features = unit[opaque], features[opaque]
     axes = torch.cat([torch.eye(3), -torch.eye(3)]).to(unit)

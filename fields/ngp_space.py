@@ -51,27 +51,40 @@ class Space(nn.Module):
         """Length of the shortest step, in radii: the diagonal of the cube over `config.march_steps`."""
         return 2 * math.sqrt(3) / self.config.march_steps
 
+    @property
+    def side(self) -> float:
+        """Length of the unit cube's side in (contracted) radii."""
+        return 2 * (1 + SHELL) if self.contracted else 2.0
+
     def to_unit(self, points: Tensor) -> Tensor:
         """World points [N, 3] in the unit cube; outside of [0, 1] if the space is a box and they are outside it."""
         local = (points - self.center) / self.radius
         if self.contracted:
-            return contract(local, "inf", SHELL) / (2 * (1 + SHELL)) + 0.5
-        return local / 2 + 0.5
+            local = contract(local, "inf", SHELL)
+        return local / self.side + 0.5
 
     def to_world(self, unit: Tensor) -> Tensor:
         """The inverse of `to_unit`, [N, 3]."""
+        local = (unit - 0.5) * self.side
         if self.contracted:
-            local = uncontract((unit - 0.5) * (2 * (1 + SHELL)), "inf", SHELL)
-        else:
-            local = 2 * unit - 1
+            local = uncontract(local, "inf", SHELL)
         return local * self.radius + self.center
 
+    def shrinkage(self, unit: Tensor) -> Tensor:
+        """[N] how much shorter a length along the radius is in contracted space than in the world, at points [N, 3] of
+        the unit cube: 1 inside, and 1/n^2 at n radii from the centre."""
+        if not self.contracted:
+            return unit.new_ones(len(unit))
+        measure = (unit - 0.5).abs().amax(-1) * self.side
+        return ((1 + SHELL - measure) / SHELL).clamp(1 / FARTHEST, 1).square()
+
     def step_at(self, unit: Tensor) -> Tensor:
-        """[N] length of a step at points [N, 3] of the unit cube, in radii, for a camera near the centre."""
+        """[N] length of a step at points [N, 3] of the unit cube, in radii of contracted space, for a camera near the
+        centre."""
         if not self.contracted:
             return unit.new_full((len(unit),), self.step)
-        local = uncontract((unit - 0.5) * (2 * (1 + SHELL)), "inf", SHELL)
-        return (self.config.cone * local.abs().amax(-1)).clamp(self.step, self.config.cone * FARTHEST)
+        shrinkage = self.shrinkage(unit)
+        return (self.config.cone * shrinkage.rsqrt()).clamp_min(self.step) * shrinkage
 
     def sample(self, rays: Rays, occupied: Tensor | None, jitter: bool) -> Samples:
         """Samples in the occupied cells [G, G, G] along rays; at random within their steps with `jitter`."""
@@ -135,7 +148,7 @@ def _box(geometry: SceneGeometry) -> tuple[Tensor, float]:
         low, high = low - (MARGIN - 1) * (high - low), high + (MARGIN - 1) * (high - low)
     else:
         center, distance = _focus(geometry)
-        cameras = geometry.cameras
+        cameras = geometry.cameras.to("cpu")
         half = (cameras.sizes / 2 / torch.stack([cameras.Ks[:, 0, 0], cameras.Ks[:, 1, 1]], -1)).amax()
         return center, float(MARGIN * half * distance)
     return (low + high) / 2, max(float((high - low).max()) / 2, 1e-6)
