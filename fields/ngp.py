@@ -45,6 +45,7 @@ BANDS = 4  # of the viewing direction's spherical harmonics
 GEOMETRY = 16  # outputs of the density network, the logarithm of the density among them
 LARGEST_EXPONENT = 15.0
 FEWEST_RAYS = 64
+SAMPLE_BYTES, CROWDED = 600, 4  # memory for a sample, and how many more a ray may need than its share of the grid
 SURFACE = 0.5  # opacity of a cell's width from which export takes it for a surface
 
 log = logging.getLogger("nfc_splat")
@@ -107,6 +108,12 @@ class Model(MarchedModel):
         model = cls(config, space, tensors["table"].clone())
         model.load_state_dict(dict(tensors))
         return model
+
+    @property
+    def ray_bytes(self) -> int:
+        """Memory that drawing a ray may take, by how full the space is."""
+        share = min(1.0, CROWDED * self.grid.share)
+        return int(SAMPLE_BYTES * (1 + share * self.space.steps_per_ray))
 
     def march(self, rays: Rays, background: Tensor) -> Rendering:
         """See `MarchedModel.march`. `extras["marched"]` is the number of samples whose density was asked for."""

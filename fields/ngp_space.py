@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from nfc_splat.cameras import Cameras, Rays
+from nfc_splat.cameras import Rays
 from nfc_splat.fields.depth_range import depth_range, focus_distances
 from nfc_splat.fields.marched import warn_of_misses
 from nfc_splat.fields.ngp_config import Config
@@ -25,6 +25,7 @@ from nfc_splat.rendering.samples import Samples
 SHELL = 1.0  # b of `contract`: the outside is as wide as the half side of the inside
 MARGIN = 1.1  # of the box around what the cameras have in view
 OUTLIERS = 0.02  # share of the points on each side that the box need not hold
+OUTWARDS = 3.0  # half side of a room in extents of the cameras in it, where there are no points
 FARTHEST = 1000.0  # in radii, where a contracted ray ends
 
 
@@ -50,6 +51,11 @@ class Space(nn.Module):
     def step(self) -> float:
         """Length of the shortest step, in radii: the diagonal of the cube over `config.march_steps`."""
         return 2 * math.sqrt(3) / self.config.march_steps
+
+    @property
+    def steps_per_ray(self) -> int:
+        """Most steps that a ray takes."""
+        return len(self.table) if self.contracted else self.config.march_steps
 
     @property
     def side(self) -> float:
@@ -130,8 +136,8 @@ def choose_space(config: Config, geometry: SceneGeometry) -> Space:
     near, _ = depth_range(geometry)
     if kind == "box":
         center, radius = _box(geometry)
-        return Space(center, radius * config.box_scale, 0.0, False, config)
-    center, radius = _surroundings(geometry.cameras, geometry)
+        return Space(center, radius * config.box_scale, near / 2, False, config)
+    center, radius = _surroundings(geometry)
     return Space(center, radius * config.box_scale, near / 2, True, config)
 
 
@@ -154,11 +160,19 @@ def _box(geometry: SceneGeometry) -> tuple[Tensor, float]:
     return (low + high) / 2, max(float((high - low).max()) / 2, 1e-6)
 
 
-def _surroundings(cameras: Cameras, geometry: SceneGeometry) -> tuple[Tensor, float]:
-    """Centre and half side of what is worth the most detail: everything up to the cameras, about what they look at."""
+def _surroundings(geometry: SceneGeometry) -> tuple[Tensor, float]:
+    """Centre and half side of what is worth the most detail: everything up to the cameras, about what they look at; if
+    they look outwards, what most points are in, or `OUTWARDS` times as far as the cameras go."""
     center, _ = _focus(geometry)
-    away = (cameras.to("cpu").centers - center).abs().amax()
-    return center, max(float(away), 1e-6)
+    if focus_distances(geometry) is not None:
+        radius = float((geometry.cameras.to("cpu").centers - center).abs().amax())
+    elif geometry.points is not None and len(geometry.points):
+        radius = float(
+            (geometry.points.float().cpu() - center).abs().amax(-1).sort().values[-len(geometry.points) // 4]
+        )
+    else:
+        radius = OUTWARDS * geometry.extent
+    return center, max(radius, 1e-6)
 
 
 def _focus(geometry: SceneGeometry) -> tuple[Tensor, float]:

@@ -36,6 +36,7 @@ class OccupancyGrid(nn.Module):
     def __init__(self, size: int, decay: float, threshold: float) -> None:
         super().__init__()
         self.decay, self.threshold = decay, threshold
+        self._share: float | None = None
         self.register_buffer("thickness", torch.zeros(size, size, size))
         self.register_buffer("occupied", torch.ones(size, size, size, dtype=torch.bool))
 
@@ -45,8 +46,10 @@ class OccupancyGrid(nn.Module):
 
     @property
     def share(self) -> float:
-        """Share of the cells that is occupied."""
-        return float(self.occupied.float().mean())
+        """Share of the cells that is occupied, as of the last update."""
+        if self._share is None:
+            self._share = float(self.occupied.float().mean())
+        return self._share
 
     @torch.no_grad()
     def update(self, thickness_at: Callable[[Tensor], Tensor], *, everywhere: bool) -> None:
@@ -65,6 +68,7 @@ class OccupancyGrid(nn.Module):
         # The largest value of a cell that was drawn twice: a maximum does not depend on the order.
         memory = self.thickness.view(-1).mul_(self.decay)
         memory.scatter_reduce_(0, cells, values.to(memory), "amax")
+        self._share = None
         torch.gt(self.thickness, min(self.threshold, float(self.thickness.mean())), out=self.occupied)
         if not self.occupied.any():
             low, high = self.thickness.aminmax()

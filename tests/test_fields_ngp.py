@@ -159,7 +159,10 @@ def test_cameras_that_look_outwards_have_a_space_too():
     outwards = dataclasses.replace(turned, viewmats=flip @ turned.viewmats)
     space = choose_space(SMALL, geometry(cameras=outwards, has_alpha=False))
     assert space.contracted
-    assert space.radius.item() == pytest.approx(DISTANCE, rel=1e-3)
+    assert space.radius.item() == pytest.approx(3 * 1.1 * DISTANCE, rel=1e-3)
+    points = 7 * (torch.rand(1000, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1)
+    space = choose_space(SMALL, geometry(cameras=outwards, has_alpha=False, points=points))
+    assert space.radius.item() == pytest.approx(7 * 0.75 ** (1 / 3), rel=0.03)
 
 
 @pytest.mark.parametrize("space", [box(), around()])
@@ -185,6 +188,7 @@ def test_contracted_rays_start_near_and_end_far():
     samples = space.sample(rays(), None, jitter=False)
     first, last = samples.offsets[:-1], samples.offsets[1:] - 1
     torch.testing.assert_close(samples.t[first], torch.full((40,), 0.25))
+    assert samples.offsets.diff().max() <= space.steps_per_ray
     length = samples.rays.directions.norm(dim=-1)
     assert (samples.t[last] * length > 0.8 * FARTHEST * 2.0).all()
     assert len(samples) < 40 * 400
@@ -312,6 +316,32 @@ def test_colours_depend_on_position_and_direction():
         drawn = model.march(rays(), torch.zeros(3))
     assert drawn.extras["colors"].std(0).min() > 0.01
     assert drawn.extras["marched"] >= len(drawn.extras["samples"])
+
+
+def test_chunks_get_larger_when_space_is_found_empty():
+    model = Model.initialise(SMALL, geometry())
+    full = model.ray_bytes
+    assert full > 600 * SMALL.march_steps
+    model.grid.occupied.zero_()[3, 4, 5] = True
+    model.grid._share = None
+    assert model.ray_bytes < full / 20
+
+
+def test_normals_point_out_of_a_ball():
+    torch.manual_seed(0)
+    model = Model.initialise(dataclasses.replace(SMALL, march_steps=400), geometry()).eval()
+    model.draw_normals = True
+    inside = lambda unit: torch.sigmoid(80 * (0.25 - (unit - 0.5).norm(dim=-1)))  # noqa: E731
+    features = lambda unit: torch.cat([9 * inside(unit)[:, None], torch.zeros(len(unit), 15)], 1)  # noqa: E731
+    model.features = features
+    with torch.no_grad():
+        drawn = model.render(cameras(), background=torch.zeros(3))
+    hit = drawn.alpha[..., 0] > 0.99
+    assert 0.02 < hit.float().mean() < 0.5
+    torch.testing.assert_close(drawn.normal[hit].norm(dim=-1), torch.ones(int(hit.sum())))
+    where = cameras().rays().origins + drawn.depth * cameras().rays().directions
+    outward = torch.nn.functional.normalize(where[hit], dim=-1)
+    assert (drawn.normal[hit] * outward).sum(-1).mean() > 0.9
 
 
 @pytest.mark.parametrize("encoding", ["none", "binary"])
