@@ -56,6 +56,8 @@ class Options:
     """Threads for our kernels; every available core by default."""
     opensplat: Path | None = None
     """An OpenSplat binary to time beside, on the same scenes and cores."""
+    nerf_pytorch: Path | None = None
+    """A checkout of nerf-pytorch: time its training step and that of method nerf in turn instead."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where our step runs."""
     kernels: bool = False
@@ -277,6 +279,12 @@ def main(argv: list[str]) -> int:
         from nfc_splat.eval.speed_fields import compare_kernels
 
         return compare_kernels(options.steps, threads, options.device, options.record)
+    if options.nerf_pytorch is not None:
+        if options.device == "cuda":
+            raise UserError("--nerf-pytorch with --device cuda: the two are compared on the CPU; leave out --device")
+        from nfc_splat.eval.speed_nerf import print_comparison
+
+        return print_comparison(options.nerf_pytorch, options.steps, threads)
     print(f"median of {options.steps} training steps, {options.device}, {threads} threads; milliseconds")
     heads = [*PHASES, "step", *(["OpenSplat", "ratio"] if options.opensplat else [])]
     print(f"{'':28}" + "".join(f"{head:>11}" for head in heads))
