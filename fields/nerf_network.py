@@ -140,9 +140,9 @@ class _FusedNeRF(Function):
         for start in range(0, len(rows) if active is None else len(active), layers.block):
             pick = slice(start, start + layers.block) if active is None else active[start : start + layers.block]
             row = rows[pick]
-            h = [matrix[row] for matrix in kept]
+            h = [matrix.index_select(0, row) for matrix in kept]
             v_h = _head_backward(head, h[-1], kept_view[pick], views[ray[row]], v_density[pick], v_logits[pick], heads)
-            x = points[row]
+            x = points.index_select(0, row)
             v_x = None if v_points is None else torch.empty_like(x)
             layers.backward(x.to(layers.dtype), h, v_h, trunk, v_x)
             if v_points is not None:
@@ -175,7 +175,7 @@ def _run(
         first = found if keep else 0
         seen = kept_view[first : first + len(row)]
         torch.addmm(head.view_bias, views[ray[start + row]].to(layers.dtype), head.direction.t(), out=seen)
-        seen.addmm_(h[-1][row], head.mixed.t()).clamp_(min=0)
+        seen.addmm_(h[-1].index_select(0, row), head.mixed.t()).clamp_(min=0)
         logits.append(torch.addmm(head.color_bias, seen, head.color.t()).float())
         rows.append(start + row)
         found += len(row)
