@@ -57,19 +57,19 @@ def _place(points, i, low, scale):
 
 
 @inlined
-def _amid(x, y, z, size):
+def amid(x, y, z, size):
     """Whether all eight nodes exist; False for NaN."""
     return x >= 0 and y >= 0 and z >= 0 and x < size[0] - 1 and y < size[1] - 1 and z < size[2] - 1
 
 
 @inlined
-def _touches(x, y, z, size):
+def touches(x, y, z, size):
     """Whether any of the eight nodes exists; False for NaN."""
     return x > -1 and y > -1 and z > -1 and x < size[0] and y < size[1] and z < size[2]
 
 
 @inlined
-def _corner(x, y, z, corner, size):
+def corner_of(x, y, z, corner, size):
     """Index of a point's node number `corner` among all nodes (-1 where there is none) and its weight."""
     ix, iy, iz = int(np.floor(x)), int(np.floor(y)), int(np.floor(z))
     fx, fy, fz = x - f32(ix), y - f32(iy), z - f32(iz)
@@ -85,7 +85,7 @@ def _corner(x, y, z, corner, size):
 def _ask(grid, size, points, i, low, scale, channels):
     """Ask for the memory of a point's eight nodes."""
     x, y, z = _place(points, i, low, scale)
-    if _amid(x, y, z, size):
+    if amid(x, y, z, size):
         dy, dx = channels * size[2], channels * size[2] * size[1]
         first = int(x) * dx + int(y) * dy + int(z) * channels
         last = first + 2 * channels - 1
@@ -120,7 +120,7 @@ def gather_kernel(channels: int):
         for i in prange(count):
             _ask(grid, size, points, min(i + AHEAD, count - 1), low, scale, channels)
             x, y, z = _place(points, i, low, scale)
-            if _amid(x, y, z, size):
+            if amid(x, y, z, size):
                 ix, iy, iz = int(x), int(y), int(z)
                 fx, fy, fz = x - f32(ix), y - f32(iy), z - f32(iz)
                 w00, w01 = (f32(1) - fx) * (f32(1) - fy), (f32(1) - fx) * fy
@@ -135,9 +135,9 @@ def gather_kernel(channels: int):
                 continue
             for k in range(channels):
                 values[i * channels + k] = f32(0)
-            if _touches(x, y, z, size):
+            if touches(x, y, z, size):
                 for corner in range(8):
-                    node, weight = _corner(x, y, z, corner, size)
+                    node, weight = corner_of(x, y, z, corner, size)
                     if node >= 0:
                         for k in range(channels):
                             values[i * channels + k] += weight * grid[node * channels + k]
@@ -163,7 +163,7 @@ def scatter_kernel(channels: int):
                     _ask(grad, size, points, ahead, low, scale, channels)
                     i = order[at]
                     x, y, z = _place(points, i, low, scale)
-                    if _amid(x, y, z, size):
+                    if amid(x, y, z, size):
                         ix, iy, iz = int(x), int(y), int(z)
                         fx, fy, fz = x - f32(ix), y - f32(iy), z - f32(iz)
                         gx, gy, gz = f32(1) - fx, f32(1) - fy, f32(1) - fz
@@ -182,7 +182,7 @@ def scatter_kernel(channels: int):
                             grad[d + m] += fx * fy * far
                         continue
                     for corner in range(8):
-                        node, weight = _corner(x, y, z, corner, size)
+                        node, weight = corner_of(x, y, z, corner, size)
                         if node >= 0:
                             for k in range(channels):
                                 grad[node * channels + k] += weight * v_values[i * channels + k]
@@ -201,10 +201,10 @@ def slope_kernel(channels: int):
             _ask(grid, size, points, min(i + AHEAD, count - 1), low, scale, channels)
             x, y, z = _place(points, i, low, scale)
             vx, vy, vz = f32(0), f32(0), f32(0)
-            if _touches(x, y, z, size):
+            if touches(x, y, z, size):
                 fx, fy, fz = x - np.floor(x), y - np.floor(y), z - np.floor(z)
                 for corner in range(8):
-                    node, _ = _corner(x, y, z, corner, size)
+                    node, _ = corner_of(x, y, z, corner, size)
                     if node >= 0:
                         value = f32(0)
                         for k in range(channels):
@@ -230,7 +230,7 @@ def sort_by_cell(points, low, scale, size):
     for chunk in prange(CHUNKS):
         for i in range(chunk * count // CHUNKS, (chunk + 1) * count // CHUNKS):
             x, y, z = _place(points, i, low, scale)
-            bin = int(np.floor(x)) + 1 if _touches(x, y, z, size) else bins - 1
+            bin = int(np.floor(x)) + 1 if touches(x, y, z, size) else bins - 1
             bin_of[i] = bin
             counts[chunk, bin] += 1
     starts, total = np.empty(bins + 1, np.int64), 0

@@ -1,0 +1,246 @@
+"""How DVGO is built and trained, in one frozen dataclass, and its presets.
+
+The defaults are the published ones (DirectVoxGO version 2, arXiv 2206.05085, and its released configurations): bounded
+scenes as for Synthetic-NeRF, unbounded ones as for Tanks and Temples. What the two have different is None here, and
+`settled` fills it in. Steps of the fine stage count from 1 at its start.
+
+The published large model of bounded scenes is `--voxels 16777216 --growths 6` (256^3; --base-voxels stays 160^3).
+"""
+
+import math
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Literal
+
+from nfc_splat.errors import UserError
+
+STEP_FIELDS = ("coarse_steps", "grow_every", "mask_every", "lr_decay_steps", "tv_dense_until")
+COARSE_THRESHOLD = 1e-7  # opacity that counts in the coarse stage
+COARSE_ALPHA = 1e-6  # opacity that the coarse stage starts from
+COARSE_REGULARIZATION = 10.0  # weights of entropy and point colours in the coarse stage, relative to the fine one's
+
+BOUNDED = dict(
+    rays=8192,
+    voxels=160**3,
+    base_voxels=160**3,
+    growths=4,
+    alpha_init=1e-2,
+    alpha_threshold=1e-4,
+    distortion=0.0,
+    tv_density=0.0,
+    tv_color=0.0,
+)
+UNBOUNDED = dict(
+    rays=4096,
+    voxels=320**3,
+    base_voxels=320**3,
+    growths=7,
+    alpha_init=1e-4,
+    distortion=0.01,
+    tv_density=1e-6,
+    tv_color=1e-7,
+)
+# Opacity that counts in unbounded scenes, by step of the fine stage in units of grow_every.
+UNBOUNDED_THRESHOLDS = {0: 5e-6, 1.5: 1e-5, 2.5: 2.5e-5, 3.5: 3.33e-5, 4.5: 5e-5, 5.5: 1e-4, 6.5: 1e-4}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Direct voxel grid optimisation (Sun et al. 2022). None stands for what was published for the kind of scene."""
+
+    FLAG_GROUPS: ClassVar[dict[str, str]] = {
+        "steps": "dvgo scene and field",
+        "rays": "dvgo schedule",
+        "weight_main": "dvgo losses and learning rates",
+    }
+
+    steps: int = 25_000
+    """Training steps, the coarse stage's included. The preset's schedule is rescaled to them; what other flags count in
+    steps is taken as given. Published: 25000, and 30000 with --bounded no."""
+    bounded: Literal["auto", "yes", "no"] = "auto"
+    """"yes" for an object with nothing around it (a coarse stage finds its box), "no" for scenes without end (space is
+    contracted). "auto" is "yes" where the images are transparent."""
+    target_encoding: Literal["auto", "none", "binary", "gray", "onehot", "thermometer"] = "auto"
+    """What the colour network predicts: values ("none") or NFC's code of them. "auto" is "none" for regression and
+    "binary" otherwise."""
+    bf16: bool = False
+    """Multiply the colour network's matrices in bfloat16."""
+    voxels: int | None = None
+    """Voxels of the final grid. None is 160^3 in bounded scenes, 320^3 in unbounded ones."""
+    base_voxels: int | None = None
+    """Voxels of the grid whose voxel opacities are calibrated to. None is 160^3 or 320^3."""
+    coarse_voxels: int = 1_024_000
+    """Voxels of the coarse stage."""
+    color_channels: int = 12
+    """Features per voxel that the colour network reads."""
+    width: int = 128
+    """Width of the colour network's two hidden layers."""
+    alpha_init: float | None = None
+    """Opacity of a base voxel at the start of the fine stage. None is 1e-2, or 1e-4 in unbounded scenes."""
+    alpha_threshold: float | None = None
+    """Samples with less opacity or weight are left out. None is 1e-4, or a schedule from 5e-6 to 1e-4 in unbounded
+    scenes."""
+    stepsize: float = 0.5
+    """Length of a step along a ray in voxels."""
+    contraction: Literal["l2", "inf"] = "l2"
+    """Norm by which unbounded space is contracted."""
+    unbounded_inner_r: float = 1.0
+    """Size of the uncontracted part of an unbounded scene, relative to the box around the cameras."""
+    near_clip: float | None = None
+    """Unbounded scenes: depth, in world units, at which the box around the cameras is taken, and nearer than which
+    --nearclip acts. None is 0.02 of the largest distance between two cameras."""
+
+    rays: int | None = None
+    """Rays of a batch. None is 8192, or 4096 in unbounded scenes."""
+    coarse_steps: int = 5000
+    """Steps of the coarse stage; unbounded scenes have none."""
+    growths: int | None = None
+    """How often the number of voxels is doubled on its way to --voxels. None is 4, or 7 in unbounded scenes."""
+    grow_every: int = 1000
+    """Steps of the fine stage from one doubling to the next; the unbounded thresholds follow in the same pace."""
+    act_shift_decay: float = 1.0
+    """What every doubling lowers raw densities by."""
+    mask_every: int = 1000
+    """Steps between two prunings of the occupancy mask; the first comes after half as many."""
+    view_stride: int = 1
+    """Coarse stage: every how many-th row and column of the images the views of a voxel are counted by."""
+
+    weight_main: float = 1.0
+    """Weight of the mean squared error."""
+    entropy: float = 1e-3
+    """Weight of the entropy of a ray's transparency; ten times that in the coarse stage."""
+    rgbper: float = 1e-2
+    """Weight of the squared errors of the samples' own colours; ten times that in the coarse stage."""
+    distortion: float | None = None
+    """Unbounded scenes: weight of the distortion loss. None is 0.01."""
+    nearclip: float = 0.0
+    """Unbounded scenes: weight of the pull on the density nearer than --near-clip."""
+    tv_density: float | None = None
+    """Weight of the density's total variation. None is 0, or 1e-6 in unbounded scenes."""
+    tv_color: float | None = None
+    """Weight of the colour features' total variation. None is 0, or 1e-7 in unbounded scenes."""
+    tv_dense_until: int = 10_000
+    """Step of the fine stage from which total variation only acts where there is another gradient."""
+    lr_density: float = 0.1
+    """Learning rate of the densities."""
+    lr_color: float = 0.1
+    """Learning rate of the colour features."""
+    lr_net: float = 1e-3
+    """Learning rate of the colour network."""
+    lr_decay_steps: int = 20_000
+    """Steps in which the learning rates fall to a tenth. They start anew at each doubling."""
+    adam_eps: float = 1e-8
+    """Epsilon of the optimiser, which stands beside the uncorrected second moment."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                _require(self, field.name, math.isfinite(value) and value >= 0, "a finite number, 0 or more")
+        for name in ("steps", "width", "color_channels", "grow_every", "mask_every", "lr_decay_steps", "view_stride"):
+            _require(self, name, getattr(self, name) >= 1, "1 or more")
+        for name in ("rays", "near_clip"):
+            value = getattr(self, name)
+            _require(self, name, value is None or value > 0, "above 0")
+        for name in ("voxels", "base_voxels", "coarse_voxels"):
+            value = getattr(self, name)
+            _require(self, name, value is None or 8 <= value <= 2**31, "8 to 2147483648")
+        for name in ("stepsize", "unbounded_inner_r"):
+            _require(self, name, getattr(self, name) > 0, "above 0")
+        _require(self, "alpha_init", self.alpha_init is None or 0 < self.alpha_init < 1, "strictly between 0 and 1")
+        _require(self, "alpha_threshold", (self.alpha_threshold or 0) < 1, "below 1")
+        _require(self, "growths", (self.growths or 0) <= 30, "at most 30")
+        _require(self, "coarse_steps", self.coarse_steps < self.steps, f"fewer than --steps {self.steps}")
+
+    def scaled_to(self, steps: int) -> "Config":
+        """The same schedule stretched or squeezed to `steps`: every field counted in steps is rescaled."""
+        factor = steps / self.steps
+        scaled = {name: max(1, round(getattr(self, name) * factor)) for name in STEP_FIELDS}
+        scaled["coarse_steps"] = min(round(self.coarse_steps * factor), steps - 1)
+        return replace(self, steps=steps, **scaled)
+
+    @property
+    def fine_steps(self) -> int:
+        return self.steps - self.coarse_steps
+
+
+def settled(config: Config, bounded: bool) -> Config:
+    """`config` for one kind of scene, with everything published filled in.
+
+    Raises:
+        UserError: a loss that the kind of scene has not.
+    """
+    published = BOUNDED if bounded else UNBOUNDED
+    values = {name: value for name, value in published.items() if getattr(config, name) is None}
+    config = replace(config, bounded="yes" if bounded else "no", **values)
+    if not bounded:
+        return replace(config, coarse_steps=0)
+    for name in ("distortion", "nearclip"):
+        _require(config, name, getattr(config, name) == 0, "0 in bounded scenes; add --bounded no")
+    return config
+
+
+def thresholds(config: Config) -> dict[int, float]:
+    """By step of the fine stage, the opacity that counts from then on; 0 is the start. `config` is settled."""
+    if config.alpha_threshold is not None:
+        return {0: config.alpha_threshold}
+    return {round(key * config.grow_every): value for key, value in UNBOUNDED_THRESHOLDS.items()}
+
+
+def voxels_at(config: Config, growth: int) -> int:
+    """Voxels of the fine stage after that many doublings. `config` is settled."""
+    return config.voxels // 2 ** (config.growths - growth)
+
+
+def _require(config: Config, name: str, holds: bool, expected: str) -> None:
+    if not holds:
+        flag = "--" + name.replace("_", "-")
+        raise UserError(f"{flag} {getattr(config, name)}: expected {expected}")
+
+
+def _quick(bounded: str) -> Config:
+    """Minutes on two CPU cores, for images of about 200 to 400 pixels."""
+    return Config(
+        steps=3000,
+        bounded=bounded,
+        rays=2048,
+        voxels=128**3,
+        color_channels=6,
+        width=64,
+        coarse_voxels=64**3,
+        coarse_steps=600,
+        growths=3,
+        grow_every=250,
+        mask_every=250,
+        view_stride=4,
+        lr_decay_steps=2400,
+        tv_dense_until=1000,
+    )
+
+
+def _paper(bounded: str) -> Config:
+    return Config(bounded=bounded, steps=30_000 if bounded == "no" else 25_000)
+
+
+def preset(name: str, **overrides: Any) -> Config:
+    """The configuration called `name`, "quick" (two CPU cores) or "paper" (a GPU), with some fields replaced.
+
+    `bounded` selects the preset's number of steps for that kind of scene. `steps` rescales the preset's schedule; other
+    fields are taken as given.
+
+    Raises:
+        UserError: unknown preset or kind of scene, unknown field, or a value out of range.
+    """
+    presets = {"quick": _quick, "paper": _paper}
+    if name not in presets:
+        raise UserError(f"--preset {name}: expected one of {', '.join(presets)}")
+    unknown = sorted(set(overrides) - set(Config.__dataclass_fields__))
+    if unknown:
+        raise UserError(f"dvgo has no setting {', '.join(unknown)}: see --help for those it has")
+    bounded = overrides.pop("bounded", "auto")
+    if bounded not in ("auto", "yes", "no"):
+        raise UserError(f"--bounded {bounded}: expected auto, yes or no")
+    config = presets[name](bounded)
+    steps = overrides.pop("steps", None)
+    if steps is not None:
+        config = config.scaled_to(max(1, steps)) if steps >= 1 else replace(config, steps=steps)
+    return replace(config, **overrides)
