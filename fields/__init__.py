@@ -45,7 +45,19 @@ METHODS = {
             "nfc_splat.fields.gaussians",
             preset_fields=("strategy",),
         ),
+        Method(
+            "dvgo",
+            "voxel grids, coarse to fine (DirectVoxGO, Sun et al. 2022)",
+            "nfc_splat.fields.dvgo",
+            preset_fields=("bounded",),
+        ),
         Method("ngp", "a hash-grid radiance field (Instant-NGP, Mueller et al. 2022)", "nfc_splat.fields.ngp"),
+        Method(
+            "nerf",
+            "a neural radiance field (Mildenhall et al. 2020)",
+            "nfc_splat.fields.nerf",
+            preset_fields=("space",),
+        ),
     )
 }
 

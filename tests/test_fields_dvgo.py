@@ -209,7 +209,10 @@ def test_the_inner_cube_surrounds_the_cameras():
     center, radius, near_clip = inner_cube(geometry, 1.0, None)
     centers = geometry.cameras.centers
     assert float(near_clip) == pytest.approx(0.02 * float(torch.cdist(centers, centers).max()), rel=1e-4)
-    assert (centers - center).abs().max() <= radius * 1.05
+    rays = flat_rays(geometry.cameras.rays())
+    ends = rays.origins + rays.directions * near_clip
+    assert float(radius) == pytest.approx(float((ends.amax(0) - ends.amin(0)).max()) / 2, rel=1e-3)
+    assert torch.allclose(center, (ends.amax(0) + ends.amin(0)) / 2, atol=1e-3)
     assert torch.allclose(inner_cube(geometry, 2.5, None)[1], 2.5 * radius)
     far = inner_cube(geometry, 1.0, DISTANCE)[1]  # at that depth all rays meet about the origin
     assert far > radius
