@@ -215,7 +215,7 @@ def test_the_inner_cube_surrounds_the_cameras():
     assert torch.allclose(center, (ends.amax(0) + ends.amin(0)) / 2, atol=1e-3)
     assert torch.allclose(inner_cube(geometry, 2.5, None)[1], 2.5 * radius)
     far = inner_cube(geometry, 1.0, DISTANCE)[1]  # at that depth all rays meet about the origin
-    assert far > radius
+    assert far < radius
 
 
 def test_boxes_grow_about_their_centre_and_fit_what_is_opaque():
