@@ -26,6 +26,7 @@ SHELL = 1.0  # b of `contract`: the outside is as wide as the half side of the i
 MARGIN = 1.1  # of the box around what the cameras have in view
 OUTLIERS = 0.02  # share of the points on each side that the box need not hold
 OUTWARDS = 3.0  # half side of a room in extents of the cameras in it, where there are no points
+MOST = 0.75  # share of the points that the inner part of a room holds
 FARTHEST = 1000.0  # in radii, where a contracted ray ends
 
 
@@ -167,9 +168,8 @@ def _surroundings(geometry: SceneGeometry) -> tuple[Tensor, float]:
     if focus_distances(geometry) is not None:
         radius = float((geometry.cameras.to("cpu").centers - center).abs().amax())
     elif geometry.points is not None and len(geometry.points):
-        radius = float(
-            (geometry.points.float().cpu() - center).abs().amax(-1).sort().values[-len(geometry.points) // 4]
-        )
+        away = (geometry.points.float().cpu() - center).abs().amax(-1).sort().values
+        radius = float(away[int(MOST * (len(away) - 1))])
     else:
         radius = OUTWARDS * geometry.extent
     return center, max(radius, 1e-6)
