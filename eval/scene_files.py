@@ -1,0 +1,90 @@
+"""What a geometry protocol needs of a scene's files: the frame, the cameras and the crop box.
+
+Known layouts, both of Replica: NICE-SLAM's (`room0/traj.txt`, `cam_params.json` in the folder or beside it; predictions
+are in the truth's frame) and MonoSDF's (`scan1/traj.txt`, with the prediction's frame in `meta_data.json` as
+`worldtogt` or in `cameras.npz` as `scale_mat_0`).
+"""
+
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+
+from nfc_splat.errors import UserError
+from nfc_splat.eval.culling import read_frusta
+from nfc_splat.eval.protocols import SceneGeometry
+from nfc_splat.eval.surface import read_box
+from nfc_splat.files import read_json
+
+
+def read_scene_geometry(
+    folder: Path | None = None,
+    *,
+    trajectory: Path | None = None,
+    intrinsics: Path | None = None,
+    to_world: str | Path | None = None,
+    box: Path | None = None,
+    cameras_wanted: bool = True,
+) -> SceneGeometry:
+    """What the files say; a file that is named goes before what `folder` holds.
+
+    Args:
+        folder: of a scene.
+        trajectory: a `traj.txt`.
+        intrinsics: a `cam_params.json`.
+        to_world: a file with a 4x4 matrix (`meta_data.json`, `cameras.npz` or 16 numbers), or "identity".
+        box: a JSON file with the box that the crop enlarges.
+        cameras_wanted: whether to read cameras at all.
+
+    Raises:
+        UserError: a file that cannot be read or does not hold what it should.
+    """
+    if folder is not None and not folder.is_dir():
+        raise UserError(f"--scene {folder}: no such folder; expected one with traj.txt")
+    origin: dict[str, str] = {}
+    matrix = None
+    if to_world is None and folder is not None:
+        to_world = next((p for name in ("meta_data.json", "cameras.npz") if (p := folder / name).is_file()), None)
+    if to_world is not None and str(to_world) != "identity":
+        matrix = read_matrix(Path(to_world))
+        origin["to_world"] = str(to_world)
+    frusta = None
+    if folder is not None:
+        trajectory = trajectory or folder / "traj.txt"
+        known = (folder / "cam_params.json", folder.parent / "cam_params.json")
+        intrinsics = intrinsics or next((path for path in known if path.is_file()), None)
+    if trajectory is not None and cameras_wanted:
+        frusta = read_frusta(trajectory, intrinsics)
+        origin["trajectory"] = str(trajectory)
+        origin["intrinsics"] = "Replica's, as published" if intrinsics is None else str(intrinsics)
+    given_box = None
+    if box is not None:
+        value = read_json(box)
+        given_box = read_box(value if isinstance(value, dict) else {}, box)
+        origin["box"] = str(box)
+    return SceneGeometry(matrix, frusta, given_box, origin)
+
+
+def read_matrix(path: Path) -> np.ndarray:
+    """[4, 4] from SDFStudio's `meta_data.json` (`worldtogt`), a `cameras.npz` (`scale_mat_0`) or a text of 16 numbers.
+
+    Raises:
+        UserError: there is no such matrix in it.
+    """
+    try:
+        if path.suffix == ".json":
+            value = read_json(path)
+            found = value["worldtogt"] if isinstance(value, dict) else value
+        elif path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                found = arrays["scale_mat_0"]
+        else:
+            found = path.read_text(encoding="utf-8").replace(",", " ").split()
+        matrix = np.array(found, np.float64).reshape(4, 4)
+    except (OSError, KeyError, ValueError, TypeError, BadZipFile) as error:
+        raise UserError(
+            f"{path}: expected a 4x4 matrix: 'worldtogt' in JSON, 'scale_mat_0' in .npz, or 16 numbers; {error!r}"
+        ) from error
+    if not np.isfinite(matrix).all() or not np.allclose(matrix[3], [0, 0, 0, 1]):
+        raise UserError(f"{path}: the matrix must be finite, with the last row 0 0 0 1; it is {matrix.tolist()}")
+    return matrix
