@@ -1,4 +1,4 @@
-"""How near and how far a scene lies from its cameras, where its files do not say.
+"""How near and how far a scene lies from its cameras, as its files say or as the cameras and points tell.
 
 Symbols: C cameras, M points. Distances are along camera z, in world units.
 """
@@ -6,6 +6,7 @@ Symbols: C cameras, M points. Distances are along camera z, in world units.
 import torch
 from torch import Tensor
 
+from nfc_splat.errors import UserError
 from nfc_splat.fields.recipe import SceneGeometry
 
 NEAR_SHARE, FAR_SHARE = 0.5, 1.5  # of the distance to what the cameras look at; 2 and 6 for the scenes of NeRF
@@ -16,15 +17,27 @@ LEAST_NEAR = 1e-3  # of far
 
 def depth_range(geometry: SceneGeometry) -> tuple[float, float]:
     """(near, far) that hold everything worth drawing: as the files state; else from the points, as the cameras see
-    them; else about the point that the cameras look at, if they look inwards; else by how far apart the cameras are."""
+    them; else about the point that the cameras look at, if they look inwards; else by how far apart the cameras are.
+
+    Near is at least `LEAST_NEAR` far.
+
+    Raises:
+        UserError: nothing says how large the scene is: one place to look from, no points, no stated range.
+    """
     if geometry.near_far is not None:
-        return geometry.near_far
-    if geometry.points is not None and len(geometry.points):
+        near, far = geometry.near_far
+    elif geometry.points is not None and len(geometry.points):
         near, far = _seen_depths(geometry)
     elif (distances := focus_distances(geometry)) is not None:
         near, far = NEAR_SHARE * float(distances.min()), FAR_SHARE * float(distances.max())
-    else:
+    elif geometry.camera_spread > 0:
         near, far = (share * geometry.extent for share in FROM_EXTENT)
+    else:
+        raise UserError(
+            "nothing says how large the scene is: all training cameras stand at one point, and its files state neither "
+            "points nor a depth range; add images from elsewhere or initial points, or state the range where the "
+            "format or the method (nerf: --near and --far) allows it"
+        )
     return max(near, LEAST_NEAR * far), far
 
 
@@ -49,6 +62,6 @@ def _seen_depths(geometry: SceneGeometry) -> tuple[float, float]:
     pixels, depths = cameras.project(geometry.points[::stride].to(cameras.viewmats))
     inside = (pixels >= 0).all(-1) & (pixels < cameras.sizes[:, None]).all(-1) & (depths > 0)
     seen = depths[inside] if inside.any() else depths.abs().flatten()
-    seen = seen[torch.linspace(0, len(seen) - 1, min(len(seen), 10**6), device=seen.device).long()]
+    seen = seen[torch.linspace(0, len(seen) - 1, min(len(seen), 10**6), dtype=torch.float64, device=seen.device).long()]
     low, high = torch.quantile(seen, torch.tensor([OUTLIERS, 1 - OUTLIERS], device=seen.device)).tolist()
     return NEAR_SHARE * low, FAR_SHARE * high

@@ -101,7 +101,7 @@ class MLP(nn.Module):
         if self.fused and self.activation == "relu" and x.device.type == "cpu" and x.dtype == torch.float32:
             parameters = [p for layer in self.layers for p in (layer.weight, layer.bias)]
             rows = x.reshape(-1, self.in_dim)
-            y = _FusedReLU.apply(rows, self.skips, self.hidden, self.bf16, *parameters)
+            y = _FusedReLU.apply(rows, self.skips, self.hidden, self.bf16, torch.is_grad_enabled(), *parameters)
             return y.view(*x.shape[:-1], self.out_dim)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
             y = self._plain(x)
@@ -276,10 +276,13 @@ class _FusedReLU(Function):
     """x [N, D] -> [N, O] float32 through `Layers`; the last layer is linear unless it is hidden too."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, skips: tuple[int, ...], hidden: int, bf16: bool, *parameters: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, skips: tuple[int, ...], hidden: int, bf16: bool, recording: bool, *parameters: Tensor
+    ) -> Tensor:
+        """recording: whether the caller records a graph, which nothing in here can tell."""
         ctx.layers, ctx.lease = Layers(parameters, skips, hidden, bf16), None
         y = x.new_empty(len(x), ctx.layers.widths[-1])
-        if any(ctx.needs_input_grad):
+        if recording and any(ctx.needs_input_grad):
             ctx.save_for_backward(x, *parameters)  # the parameters so that torch notices a change in between
             ctx.lease = _run(x, ctx.layers, y, keep=True)
         else:
@@ -307,7 +310,7 @@ class _FusedReLU(Function):
             if v_x is not None:
                 v_x[pick] = v_block
         lease.end()
-        return v_x, None, None, None, *(part for total in sums for part in (total.weight, total.bias))
+        return v_x, None, None, None, None, *(part for total in sums for part in (total.weight, total.bias))
 
 
 def _run(x: Tensor, layers: Layers, y: Tensor, keep: bool) -> Lease:

@@ -78,7 +78,8 @@ class NeRFNetwork(nn.Module):
         trunk, views = self.trunk, views.detach()
         if trunk.fused and trunk.activation == "relu" and points.device.type == "cpu" and points.dtype == torch.float32:
             layers = [p for layer in trunk.layers for p in (layer.weight, layer.bias)]
-            return _FusedNeRF.apply(points, views, ray, noise, trunk.skips, trunk.bf16, *head, *layers)
+            recording = torch.is_grad_enabled()
+            return _FusedNeRF.apply(points, views, ray, noise, trunk.skips, trunk.bf16, recording, *head, *layers)
         with torch.autocast(points.device.type, torch.bfloat16, enabled=trunk.bf16):
             density, color, rows = self._plain(points, views, ray, noise, head)
         return density.to(points.dtype), color.to(points.dtype), rows
@@ -107,13 +108,13 @@ class _Head:
 
 
 class _FusedNeRF(Function):
-    """`NeRFNetwork.forward` in blocks of rows; `head` are the six tensors after the trunk, `layers` the trunk's."""
+    """`NeRFNetwork.forward` in blocks of rows; `recording` a graph or not; `head` are the six tensors after the trunk, `layers` the trunk's."""
 
     @staticmethod
-    def forward(ctx: Any, points, views, ray, noise, skips, bf16, *parameters):
+    def forward(ctx: Any, points, views, ray, noise, skips, bf16, recording, *parameters):
         ctx.layers = Layers(parameters[6:], skips, len(parameters[6:]) // 2, bf16)
         ctx.head = _Head(parameters[:6], ctx.layers.dtype)
-        keep = any(ctx.needs_input_grad)
+        keep = recording and any(ctx.needs_input_grad)  # in here torch always says that no graph is recorded
         density, logits, rows, lease = _run(points, views, ray, noise, ctx.layers, ctx.head, keep)
         if keep:
             ctx.save_for_backward(points, views, ray, noise, rows, *parameters)
@@ -149,7 +150,7 @@ class _FusedNeRF(Function):
                 v_points[row] = v_x
         lease.end()
         sums = (part for total in (*heads, *trunk) for part in (total.weight, total.bias))
-        return v_points, None, None, None, None, None, *sums
+        return v_points, None, None, None, None, None, None, *sums
 
 
 def _run(

@@ -82,10 +82,16 @@ class SceneGeometry:
     @property
     def extent(self) -> float:
         """1.1 times the largest distance of a training camera from their mean: the `scene_scale` of 3DGS."""
+        return max(1.1 * self.camera_spread, 1e-6)
+
+    @property
+    def camera_spread(self) -> float:
+        """The largest distance of a training camera from their mean; 0 where they differ by rounding alone."""
         from torch.linalg import inv, norm
 
         centers = inv(self.cameras.viewmats.double())[:, :3, 3]
-        return float(1.1 * norm(centers - centers.mean(0), dim=-1).max().clamp_min(1e-6))
+        spread = float(norm(centers - centers.mean(0), dim=-1).max())
+        return spread if spread > 1e-6 * float(norm(centers, dim=-1).max()) else 0.0
 
 
 class Recipe(abc.ABC):

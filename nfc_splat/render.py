@@ -105,7 +105,7 @@ def _check(options: argparse.Namespace) -> None:
         if value is not None and not least <= value <= most:
             raise UserError(f"--{name.replace('_', '-')} {value:g}: expected {least:g} to {most:g}")
     if options.video and "color" not in options.outputs and "depth" not in options.outputs:
-        raise UserError("--video: alpha alone makes no video; add color or depth to --outputs")
+        raise UserError("--video: only color and depth make videos; add one of them to --outputs")
 
 
 def choose_cameras(run: "LoadedRun", options: argparse.Namespace) -> tuple["Cameras", list[str] | None]:

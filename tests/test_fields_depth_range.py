@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from nfc_splat.cameras import Cameras
+from nfc_splat.errors import UserError
 from nfc_splat.fields.depth_range import depth_range, focus_distances
 from nfc_splat.fields.recipe import SceneGeometry
 
@@ -49,6 +50,19 @@ def test_parallel_cameras_have_no_focus():
     cameras = Cameras.pinhole(viewmats, torch.eye(3), 10, 10)
     near, far = depth_range(SceneGeometry(cameras, None, None))
     assert 0 < near < far < math.inf
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_a_camera_that_only_turns_says_nothing_of_the_size(count):
+    cameras = ring(4.0, count=count)
+    cameras.viewmats[:, :3, 3] = -cameras.viewmats[:, :3, :3] @ torch.tensor([3.0, -2.0, 5.0])
+    with pytest.raises(UserError, match="nothing says how large the scene is"):
+        depth_range(SceneGeometry(cameras, None, None))
+    assert depth_range(SceneGeometry(cameras, None, None, near_far=(0.5, 2.0))) == (0.5, 2.0)
+
+
+def test_near_is_never_0():
+    assert depth_range(SceneGeometry(ring(4.0), None, None, near_far=(0.0, 8.0))) == (0.008, 8.0)
 
 
 def test_points_in_view_give_the_range_without_outliers():

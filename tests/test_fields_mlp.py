@@ -282,3 +282,17 @@ def test_other_activations_differentiate_twice(activation):
 def test_gaussian_activation():
     x = torch.tensor([0.0, mlp.GAUSSIAN_A])
     torch.testing.assert_close(mlp.Gaussian()(x), torch.tensor([1.0, 0.6065307]))
+
+
+def test_without_a_graph_no_activations_are_kept():
+    network = MLP(8, 4, 64, 3)
+    pool = POOL
+    before = pool._free
+    pool._free = []
+    try:
+        with torch.no_grad():
+            network(torch.randn(200_000, 8))
+        kept = sum(buffer.numel() for buffer in pool._free)
+    finally:
+        pool._free = before
+    assert 0 < kept < 200_000 * 64 * 4  # three activations of all rows would be three times that

@@ -102,6 +102,15 @@ def test_candidates_alone_are_drawn():
         batches.draw(Sampling("shuffled_rays", rays=4, candidates=candidates[:0]), sampler)
 
 
+def test_masked_candidates_are_not_drawn():
+    batches, sampler = Batches(Views(masks=True), WHITE, "cpu"), Sampler(3, seed=5)
+    asked = Sampling("shuffled_rays", rays=9, candidates=torch.arange(15, 54, 3))
+    for _ in range(3):
+        assert (batches.draw(asked, sampler).mask == 1).all()
+    with pytest.raises(UserError, match="no pixel is left"):
+        batches.draw(Sampling("shuffled_rays", rays=4, candidates=torch.arange(20)), sampler)
+
+
 def test_rays_of_one_image_are_different_and_central():
     batches, sampler = Batches(Views(), WHITE, "cpu"), Sampler(3, seed=5)
     seen = set()

@@ -66,7 +66,7 @@ class SceneModel(nn.Module, abc.ABC):
         Args:
             cameras: C cameras.
             pixels: [P, 3] int64 (camera, row, column), or None for every pixel of every camera.
-                background: [3] colour behind the scene, composited after decoding; models that ask for rays also take
+            background: [3] colour behind the scene, composited after decoding; models that ask for rays also take
                 [P, 3], one for each pixel.
         """
 

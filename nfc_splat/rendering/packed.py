@@ -84,8 +84,8 @@ def distortion_loss(
     """[R]: how spread out each ray's weights are (mip-NeRF 360, Eq. 15), in time linear in M.
 
     sum_i w_i^2 width_i / 3 + sum_ij w_i w_j |s_i - s_j|. As `midpoints` ascend along a ray, the second sum is twice
-    that
-    of w_i (s_i W_i - S_i), with W_i and S_i the sums before i of w and of w s. Differentiable in `weights` alone.
+    the sum of w_i (s_i W_i - S_i), with W_i and S_i the sums before i of w and of w s. Differentiable in `weights`
+    alone.
 
     Args:
         midpoints: [M] positions s in the ray's normalised distance, ascending on each ray.

@@ -28,6 +28,7 @@ class Batches:
         self._cameras = split.cameras.to(device)
         self._background = background.to(device)
         self._device = device
+        self._candidates: tuple[Tensor, Tensor] | None = None
         self._kept: dict[int, tuple[Tensor, Tensor | None]] = {}
         self._room = GPU_SHARE * torch.cuda.mem_get_info()[0] if device == "cuda" else float(HOST_BYTES)
 
@@ -74,7 +75,7 @@ class Batches:
         pixels = self._pixels
         if sampling.kind == "image_rays":
             return self._draw_from_image(sampling, sampler)
-        usable = pixels.counted if sampling.candidates is None else sampling.candidates
+        usable = pixels.counted if sampling.candidates is None else self._counting(sampling.candidates)
         count = len(pixels) if usable is None else len(usable)
         if count == 0:
             raise UserError("no pixel is left to train on: the masks, or what the method excludes, cover all of them")
@@ -83,6 +84,12 @@ class Batches:
         else:
             drawn = torch.randint(count, (sampling.rays,), generator=sampler.generator)
         return drawn if usable is None else usable[drawn]
+
+    def _counting(self, candidates: Tensor) -> Tensor:
+        """The candidates whose pixels count; found once for as long as they are the same."""
+        if self._candidates is None or self._candidates[0] is not candidates:
+            self._candidates = candidates, self._pixels.counting(candidates)
+        return self._candidates[1]
 
     def _draw_from_image(self, sampling: Sampling, sampler: Sampler) -> Tensor:
         """Different pixels of the central part of the next image that has any which count."""
@@ -94,8 +101,7 @@ class Batches:
             left, top = (width - columns) // 2, (height - rows) // 2
             grid = torch.arange(rows)[:, None] * width + torch.arange(columns) + top * width + left
             numbers = pixels.first[index] + grid.reshape(-1)
-            if pixels.weights is not None:
-                numbers = numbers[pixels.weights[numbers] > 0]
+            numbers = pixels.counting(numbers)
             if len(numbers):
                 return numbers[torch.randperm(len(numbers), generator=sampler.generator)[: sampling.rays]]
         raise UserError("no pixel is left to train on: the masks cover the middle of every image")

@@ -28,7 +28,7 @@ from nfc_splat.errors import UserError
 from nfc_splat.files import atomic_path, parse_json, read_json, sha256, write_json
 from nfc_splat.training.plain import from_plain, to_plain
 
-SCHEMA = 1
+SCHEMA = 2
 
 log = logging.getLogger(__name__)
 

@@ -1,5 +1,7 @@
 """All pixels of a split as one list, for rays."""
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -20,20 +22,24 @@ class Pixels:
     def __init__(self, split: Split) -> None:
         self.sizes = split.cameras.sizes.cpu()
         self.first = torch.cat([torch.zeros(1, dtype=torch.int64), self.sizes.prod(1).cumsum(0)])
-        images = [split.image(index).reshape(-1, split.image(index).shape[2]) for index in range(len(split))]
-        channels = max(image.shape[1] for image in images)
+        channels = max(split.image(index).shape[2] for index in range(len(split)))
         self.values = torch.full((len(self), channels), 255, dtype=torch.uint8)
-        masks = [split.mask(index) for index in range(len(split))]
-        has_masks = any(mask is not None for mask in masks)
-        self.weights = torch.full((len(self),), 255, dtype=torch.uint8) if has_masks else None
-        for image, mask, start, stop in zip(images, masks, self.first[:-1], self.first[1:], strict=True):
-            self.values[start:stop, : image.shape[1]] = image
+        self.weights: Tensor | None = None
+        for index, (start, stop) in enumerate(pairwise(self.first.tolist())):
+            image, mask = split.image(index), split.mask(index)
+            self.values[start:stop, : image.shape[2]] = image.reshape(-1, image.shape[2])
             if mask is not None:
+                if self.weights is None:
+                    self.weights = torch.full((len(self),), 255, dtype=torch.uint8)
                 self.weights[start:stop] = (255 * mask).round().to(torch.uint8).reshape(-1)
         self.counted = None if self.weights is None else self.weights.nonzero()[:, 0]
 
     def __len__(self) -> int:
         return int(self.first[-1])
+
+    def counting(self, numbers: Tensor) -> Tensor:
+        """Those of `numbers` [K] whose pixels count."""
+        return numbers if self.weights is None else numbers[self.weights[numbers] > 0]
 
     def places(self, numbers: Tensor) -> Tensor:
         """Numbers [P] as (camera, row, column) [P, 3]."""
