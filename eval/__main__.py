@@ -1,4 +1,4 @@
-"""`python -m nfc_splat.eval {images,speed,cost} ...`: measure a run, or how fast this machine draws and trains."""
+"""`python -m nfc_splat.eval {images,mesh,speed,cost} ...`: measure a run, a mesh, or how fast this machine trains."""
 
 import argparse
 import sys
@@ -26,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m nfc_splat.eval", description=__doc__.partition(": ")[2])
     commands = {
         "images": "PSNR, SSIM and LPIPS of a run's views",
+        "mesh": "accuracy, completeness, Chamfer distance and F-score of a mesh or cloud, beside the truth",
         "speed": "time of rendering and training steps",
         "cost": "time of a training step by classification, beside one by regression",
     }

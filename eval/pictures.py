@@ -95,10 +95,10 @@ def contact_sheet(title: str, subtitle: str, rows: Sequence[SheetRow]) -> Image.
     height = top + sum(caption + row[0].height + _GAP for row in cells) + _MARGIN - _GAP
     sheet = Image.new("RGB", (total, height), _BACKGROUND)
     draw = ImageDraw.Draw(sheet)
-    _text(draw, (_MARGIN, 20), title, 22, _INK, total - 2 * _MARGIN)
-    _text(draw, (_MARGIN, 50), subtitle, 14, _FAINT, total - 2 * _MARGIN)
+    draw_text(draw, (_MARGIN, 20), title, 22, _INK, total - 2 * _MARGIN)
+    draw_text(draw, (_MARGIN, 50), subtitle, 14, _FAINT, total - 2 * _MARGIN)
     for column, name in enumerate(_COLUMNS):
-        _text(draw, (_MARGIN + column * (width + _GAP), 76), name, 14, _FAINT, width)
+        draw_text(draw, (_MARGIN + column * (width + _GAP), 76), name, 14, _FAINT, width)
     y = top
     for row, pictures in zip(rows, cells, strict=True):
         _caption(draw, row, y + 8, total - 2 * _MARGIN)
@@ -128,17 +128,19 @@ def _resize(pixels: np.ndarray, scale: float) -> Image.Image:
 def _caption(draw: ImageDraw.ImageDraw, row: SheetRow, y: int, width: int) -> None:
     """Label and name on the left, metrics on the right."""
     metrics_width = _font(16).getlength(row.metrics)
-    _text(draw, (_MARGIN + width - metrics_width, y), row.metrics, 16, _INK, width)
+    draw_text(draw, (_MARGIN + width - metrics_width, y), row.metrics, 16, _INK, width)
     label_width = _font(16).getlength(row.label) + 10
-    _text(draw, (_MARGIN, y), row.label, 16, _INK, width)
-    _text(draw, (_MARGIN + label_width, y), row.name, 16, _FAINT, width - metrics_width - label_width - 16)
+    draw_text(draw, (_MARGIN, y), row.label, 16, _INK, width)
+    draw_text(draw, (_MARGIN + label_width, y), row.name, 16, _FAINT, width - metrics_width - label_width - 16)
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
-def _text(draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, size: int, ink: tuple, width: float) -> None:
+def draw_text(
+    draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, size: int, ink: tuple, width: float
+) -> None:
     """Draw one line, shortened in the middle until it fits `width` pixels."""
     font = _font(size)
     kept, shown = len(text), text

@@ -70,7 +70,7 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
     {
         protocol.name: protocol
         for protocol in (
-            Protocol("plain", "no other: the two surfaces as they are"),
+            Protocol("plain", "the two surfaces as they are"),
             Protocol(
                 "replica",
                 "MonoSDF replica_eval; the columns of NFC's Table 6",

@@ -1,0 +1,291 @@
+"""`python -m nfc_splat.eval mesh PRED GT`: compare a reconstruction with the truth, print it, write it, draw it.
+
+Writes into the folder of `--out`: `metrics.json` with the whole protocol, `errors.png`, and coloured PLY files with the
+distance of each point or vertex: `accuracy_samples.ply` and `completeness_samples.ply` are what was measured,
+`accuracy_mesh.ply` and `completeness_mesh.ply` are the surfaces themselves.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from nfc_splat.errors import UserError
+from nfc_splat.eval.geometry import GeometryMetrics, kind_of
+from nfc_splat.eval.protocols import PROTOCOLS, Evaluation, Protocol, evaluate, with_choices
+from nfc_splat.eval.scene_files import read_scene_geometry
+from nfc_splat.files import write_json
+from nfc_splat.options import parse_options
+from nfc_splat.terminal import print_table
+
+PROGRAM = "python -m nfc_splat.eval mesh"
+PER_METRE = {"cm": 100.0, "mm": 1000.0, "m": 1.0}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Compare a reconstructed mesh or point cloud with the truth, as a published protocol does."""
+
+    pred: Path
+    """The reconstruction: PLY, OBJ, STL, OFF, GLB, or a cloud in PLY, PCD, XYZ, PTS."""
+    gt: Path
+    """The truth, in the same formats."""
+    protocol: Literal["plain", "replica", "nice-slam"] = "plain"
+    """What is culled, cropped and aligned, and how it is sampled."""
+    threshold: tuple[float, ...] = ()
+    """Of precision, recall and F-score, in the truth's units; several are possible. By default the protocol's, or a
+    hundredth of the truth's diagonal."""
+    unit: Literal["cm", "mm"] | None = None
+    """Print lengths in it, of files in metres. By default the protocol's unit, or the files' own."""
+    scene: Path | None = None
+    """A scene's folder in NICE-SLAM's or MonoSDF's layout, for the cameras and the prediction's frame."""
+    trajectory: Path | None = None
+    """A traj.txt with the cameras, instead of the scene's."""
+    intrinsics: Path | None = None
+    """A cam_params.json, instead of the scene's or Replica's 1200x680."""
+    to_world: str | None = None
+    """A file with the 4x4 matrix from the prediction's frame to the truth's (meta_data.json, cameras.npz or 16
+    numbers), or "identity". By default the scene's."""
+    box: Path | None = None
+    """A JSON file with the box to crop to: to_origin and extents as trimesh names them. By default open3d's."""
+    samples: int | None = None
+    """Samples of each mesh; by default the protocol's."""
+    repeats: int | None = None
+    """How often to sample, for the intervals; by default the protocol's."""
+    seed: int = 0
+    """Of the first sampling."""
+    reference: Literal["paper"] | None = None
+    """Print published numbers beside."""
+    out: Path | None = None
+    """Where to write; by default PRED-eval beside PRED."""
+    pictures: bool = True
+    """Draw errors.png and write the coloured PLY files."""
+    force: bool = False
+    """Measure surfaces whose boxes do not meet or whose scales differ by far, and count an empty prediction as 0."""
+
+
+# NFC, Table 6: NeuS on Replica, means over eight scenes; lengths in metres.
+PAPER = {
+    "NeuS": {
+        "accuracy": 0.1721,
+        "completeness": 0.4326,
+        "chamfer_l1_mean": 0.3024,
+        "precision@0.05": 0.2370,
+        "recall@0.05": 0.1191,
+        "fscore@0.05": 0.1487,
+        "normal_consistency": 0.6962,
+    },
+    "NeuS, NFC": {
+        "accuracy": 0.07420,
+        "completeness": 0.07957,
+        "chamfer_l1_mean": 0.07689,
+        "precision@0.05": 0.5643,
+        "recall@0.05": 0.5480,
+        "fscore@0.05": 0.5556,
+        "normal_consistency": 0.7691,
+    },
+}
+
+LABELS = {
+    "accuracy": "accuracy",
+    "completeness": "completeness",
+    "chamfer_l1_mean": "Chamfer-L1 (mean)",
+    "chamfer_l1_sum": "Chamfer-L1 (sum)",
+    "chamfer_l2": "Chamfer-L2 (sum of squares)",
+    "normal_consistency": "normal consistency",
+    "accuracy_p50": "accuracy, median",
+    "accuracy_p95": "accuracy, 95th percentile",
+    "completeness_p50": "completeness, median",
+    "completeness_p95": "completeness, 95th percentile",
+    "hausdorff": "Hausdorff",
+}
+
+
+@dataclass(frozen=True)
+class Shown:
+    """How the table writes numbers: unit and factor of lengths, and whether ratios are in percent."""
+
+    unit: str
+    factor: float
+    percent: bool
+
+    def value(self, metric: str, value: float | None) -> str:
+        """A cell; "-" for what does not exist."""
+        if value is None:
+            return "-"
+        kind = kind_of(metric)
+        if kind == "ratio":
+            return f"{100 * value:.2f}" if self.percent else f"{value:.4f}"
+        return f"{value * self.factor ** (2 if kind == 'area' else 1):.4g}"
+
+    def unit_of(self, metric: str) -> str:
+        kind = kind_of(metric)
+        if kind == "ratio":
+            return "%" if self.percent else ""
+        return f"{self.unit}²" if kind == "area" and self.unit else self.unit
+
+
+def main(argv: Sequence[str]) -> int:
+    """Evaluate, print and write; returns the exit code."""
+    import tyro
+
+    default = Options(pred=tyro.MISSING, gt=tyro.MISSING)
+    words = {"pred": "PRED", "gt": "GT"}
+    options = parse_options(
+        Options, argv, PROGRAM, default=default, positional=words, expected="PRED, GT and flags only"
+    )
+    protocol = with_choices(
+        PROTOCOLS[options.protocol], thresholds=options.threshold, samples=options.samples, repeats=options.repeats
+    )
+    shown = _shown(options, protocol)
+    if options.reference and protocol.name != "replica":
+        raise UserError(f"--reference paper: its numbers follow --protocol replica, this is {protocol.name}")
+    scene = read_scene_geometry(
+        options.scene,
+        trajectory=options.trajectory,
+        intrinsics=options.intrinsics,
+        to_world=options.to_world,
+        box=options.box,
+        cameras_wanted=protocol.cull,
+    )
+    found = evaluate(options.pred, options.gt, protocol, scene=scene, seed=options.seed, force=options.force)
+    report(found.metrics, shown, PAPER if options.reference else {})
+    folder = options.out or options.pred.with_name(f"{options.pred.stem}-eval")
+    write_json(folder / "metrics.json", found.metrics.record())
+    print(f"  wrote {folder / 'metrics.json'}")
+    if options.pictures:
+        for path in write_pictures(found, folder, shown):
+            print(f"  wrote {path}")
+    return 0
+
+
+def _shown(options: Options, protocol: Protocol) -> Shown:
+    """What `--unit` and the protocol make of lengths."""
+    unit = options.unit or protocol.shown_unit
+    if protocol.input_unit == "mm":
+        if options.unit == "cm":
+            return Shown("cm", 0.1, protocol.percent)
+        return Shown("mm", 1.0, protocol.percent)
+    return Shown(unit or protocol.input_unit or "", PER_METRE[unit or "m"], protocol.percent)
+
+
+# ------------------------------------------------------------------------------------------------ the table
+
+
+def report(metrics: GeometryMetrics, shown: Shown, references: Mapping[str, Mapping[str, float]]) -> None:
+    """Print what was done and the table: value, interval, sampling floor, and the numbers of `references`."""
+    _print_protocol(metrics.protocol)
+    names = [name for name in LABELS if not name.startswith(("accuracy_", "completeness_", "hausdorff"))]
+    tails = [name for name in LABELS if name not in names]
+    ratios = [f"{kind}@{t:g}" for t in metrics.thresholds for kind in ("precision", "recall", "fscore")]
+    rows = [["metric", "", "value", "±", "perfect mesh", *references]]
+    for name in (*names[:-1], *ratios, names[-1], *tails):
+        blocks = (metrics.values, metrics.interval, metrics.floor)
+        cells = [shown.value(name, block.get(name)) for block in blocks]
+        cells += [shown.value(name, row[name]) if name in row else "" for row in references.values()]
+        rows.append([_label(name, shown), shown.unit_of(name), *cells])
+    print_table(rows, numbers=tuple(range(2, len(rows[0]))))
+    print("  ±: 95 % of evaluations with other seeds fall in it; perfect mesh: the truth against itself, sampled anew")
+    if references:
+        print("  NeuS and NeuS, NFC: means over eight Replica scenes as published (arXiv 2403.01058, Table 6)")
+    for note in metrics.notes:
+        print(f"  note: {note}")
+
+
+def _label(metric: str, shown: Shown) -> str:
+    kind, _, threshold = metric.partition("@")
+    if not threshold:
+        return LABELS[metric]
+    return f"{'F-score' if kind == 'fscore' else kind} < {float(threshold) * shown.factor:g} {shown.unit}".rstrip()
+
+
+def _print_protocol(record: Mapping[str, Any]) -> None:
+    """What was done, in a few lines."""
+    print(f"protocol {record['name']}: {record['reproduces']}")
+    for role in ("pred", "gt"):
+        facts = record[role]
+        size = f"{facts['points']:,} points" if "points" in facts else f"{facts['faces']:,} faces"
+        print(f"  {role:4} {facts['name']}: {size}")
+    origin = record["origin"]
+    moved = f"moved to the truth's frame by {origin['to_world']}" if "to_world" in origin else "taken as it stands"
+    print(f"  frame: the prediction is {moved}")
+    for step in record["steps"]:
+        detail = f", {step['poses']:,} views of {step['width']}x{step['height']}" if "poses" in step else ""
+        detail += f", {step['factor']:g} x the box of {step['by']}" if "factor" in step else ""
+        kept = f"keeps {100 * step['pred']['kept']:.1f} % of pred, {100 * step['gt']['kept']:.1f} % of gt"
+        print(f"  {step['step']}{detail}: {kept}")
+    if record["alignment"]:
+        facts = record["alignment"]
+        print(f"  alignment: {facts['method']}; residual {facts['inlier_rmse']:.4g}, inliers {facts['inliers']:.3f}")
+    facts = record["samples"]
+    print(f"  {facts['per_mesh']:,} samples of each mesh, {facts['repeats']} times from seed {facts['seed']}")
+
+
+# ------------------------------------------------------------------------------------------------ the pictures
+
+
+def write_pictures(found: Evaluation, folder: Path, shown: Shown) -> list[Path]:
+    """Coloured PLY files and `errors.png`; returns what was written."""
+    from nfc_splat.eval.error_pictures import Row, compacted, distances_to, write_distance_picture, write_error_ply
+    from nfc_splat.eval.surface import Surface
+
+    full_scale = _full_scale(found.metrics)
+    written = []
+    sides = (
+        ("accuracy", found.pred, found.pred_samples, found.gt_samples),
+        ("completeness", found.gt, found.gt_samples, found.pred_samples),
+    )
+    rows = []
+    for name, surface, samples, others in sides:
+        if samples is not None and others is not None:
+            cloud, mesh = Surface(samples.points), compacted(surface)
+            written.append(folder / f"{name}_samples.ply")
+            write_error_ply(written[-1], cloud, distances_to(cloud.vertices, others), full_scale)
+            if not surface.is_cloud:
+                written.append(folder / f"{name}_mesh.ply")
+                write_error_ply(written[-1], mesh, distances_to(mesh.vertices, others), full_scale)
+        rows.append(Row(_row_title(name, found.metrics, shown, others is None), surface, others))
+    record = found.metrics.protocol
+    title = f"{Path(record['pred']['name']).name} against {Path(record['gt']['name']).name}"
+    written.append(folder / "errors.png")
+    write_distance_picture(written[-1], title, _subtitle(found.metrics, shown), rows, full_scale, _marks(found, shown))
+    return written
+
+
+def _full_scale(metrics: GeometryMetrics) -> float:
+    """The distance of the brightest colour: nineteen of twenty are below it, and so is the noise of sampling."""
+    ends = [metrics["accuracy_p95"], metrics["completeness_p95"], metrics.floor.get("accuracy_p99")]
+    return 1.2 * max([value for value in ends if value] or [metrics.thresholds[0]])
+
+
+def _row_title(name: str, metrics: GeometryMetrics, shown: Shown, alone: bool) -> str:
+    what = {"accuracy": "Prediction, distance to the truth", "completeness": "Truth, distance to the prediction"}[name]
+    if alone:
+        return f"{what.partition(',')[0]}; the other surface is empty"
+    return f"{what}: mean ({name}) {shown.value(name, metrics[name])} {shown.unit}".rstrip()
+
+
+def _subtitle(metrics: GeometryMetrics, shown: Shown) -> str:
+    threshold = metrics.thresholds[0]
+    f = f"fscore@{threshold:g}"
+    parts = [f"protocol {metrics.protocol['name']}"]
+    chamfer = f"{shown.value('chamfer_l1_mean', metrics.chamfer_l1)} {shown.unit}".rstrip()
+    parts += [f"Chamfer-L1 {chamfer}", f"{_label(f, shown)}: {shown.value(f, metrics.fscore)} {shown.unit_of(f)}"]
+    if metrics.normal_consistency is not None:
+        name = "normal_consistency"
+        parts.append(f"normal consistency {shown.value(name, metrics[name])} {shown.unit_of(name)}")
+    return " · ".join(part.rstrip() for part in parts)
+
+
+def _marks(found: Evaluation, shown: Shown) -> list[tuple[float, str]]:
+    """Marks of the colour bar: both ends, and the thresholds and the floor that lie between and apart."""
+    full = _full_scale(found.metrics)
+    text = lambda value: f"{value * shown.factor:.3g} {shown.unit}".rstrip()  # noqa: E731
+    marks = [(0.0, "0"), (full, f"{text(full)} and more")]
+    wanted = [(t, f"threshold {text(t)}") for t in found.metrics.thresholds]
+    floor = found.metrics.floor.get("accuracy")
+    wanted += [(floor, f"perfect mesh {text(floor)}")] if floor else []
+    for value, label in wanted:
+        if value < 0.85 * full and all(abs(value - other) > 0.15 * full for other, _ in marks):
+            marks.append((value, label))
+    return marks
