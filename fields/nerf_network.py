@@ -108,7 +108,7 @@ class _Head:
 
 
 class _FusedNeRF(Function):
-    """`NeRFNetwork.forward` in blocks of rows; `recording` a graph or not; `head` are the six tensors after the trunk, `layers` the trunk's."""
+    """`NeRFNetwork.forward` in blocks of rows; `recording` a graph or not; of the parameters six are the head's."""
 
     @staticmethod
     def forward(ctx: Any, points, views, ray, noise, skips, bf16, recording, *parameters):
