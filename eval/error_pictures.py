@@ -7,9 +7,10 @@ where nothing else is met, so that one looks into a room.
 Symbols: H rows, W columns, N points.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +32,9 @@ VIEWS = {
 }
 
 
+Distance = Callable[[np.ndarray], np.ndarray]  # points [N, 3] -> [N]
+
+
 @dataclass(frozen=True, eq=False)
 class Row:
     """A row of the picture: a surface, and what its distance is measured to.
@@ -38,21 +42,40 @@ class Row:
     Attributes:
         title: what is shown.
         surface: what is drawn.
-        reference: samples of the other surface, or None where there is none.
+        distance: of points to the other surface; None where there is none.
     """
 
     title: str
     surface: Surface
-    reference: Samples | None
+    distance: Distance | None
 
 
-def distances_to(points: np.ndarray, reference: Samples) -> np.ndarray:  # [N, 3]
-    """[N] distances of points to the nearest sample."""
-    if len(points) == 0:
-        return np.empty(0)
+def distance_to_samples(reference: Samples) -> Distance:
+    """Distances to the nearest sample, as they are measured."""
     from nfc_splat.rendering.neighbors import nearest_neighbors
 
-    return nearest_neighbors(Samples(points).tree, reference.tree)[0]
+    return lambda points: nearest_neighbors(Samples(points).tree, reference.tree)[0] if len(points) else np.empty(0)
+
+
+def distance_to_surface(surface: Surface) -> Distance:
+    """Distances to the nearest place on a mesh, by open3d in float32, free of the noise of sampling; to the nearest
+    point of a cloud."""
+    if surface.faces is None:
+        return distance_to_samples(Samples(surface.vertices))
+    center, size = surface.bounds().mean(0), np.ptp(surface.bounds(), axis=0).max()
+    scene = _scene(surface, center, size)
+    return lambda points: scene.compute_distance(_tensor((points - center) / size, np.float32)).numpy() * float(size)
+
+
+def _tensor(values: np.ndarray, kind: type) -> Any:
+    return load_open3d().core.Tensor(np.ascontiguousarray(values, kind))
+
+
+def _scene(surface: Surface, center: np.ndarray, size: float) -> Any:
+    """An open3d RaycastingScene of a mesh, about the origin and of about unit size, where float32 serves."""
+    scene = load_open3d().t.geometry.RaycastingScene()
+    scene.add_triangles(_tensor((surface.vertices - center) / size, np.float32), _tensor(surface.faces, np.uint32))
+    return scene
 
 
 def error_colors(distances: np.ndarray, full_scale: float) -> np.ndarray:
@@ -131,21 +154,17 @@ def draw_surface(row: Row, frame: _Frame, full_scale: float) -> np.ndarray:
     hit, points, shade = (_cast if row.surface.faces is not None else _project)(row.surface, frame)
     if not hit.any():
         return picture
-    if row.reference is None:
+    if row.distance is None:
         colors = np.full((len(points), 3), 150.0)
     else:
-        colors = error_colors(distances_to(points, row.reference), full_scale).astype(float)
+        colors = error_colors(row.distance(points), full_scale).astype(float)
     picture[hit] = (colors * shade[:, None]).clip(0, 255).astype(np.uint8)
     return picture
 
 
 def _cast(surface: Surface, frame: _Frame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Where rays meet a mesh: mask [H, W], points [N, 3] and shade [N] of the pixels in it."""
-    open3d = load_open3d()
-    tensor = lambda values, kind: open3d.core.Tensor(np.ascontiguousarray(values, kind))  # noqa: E731
-    scene = open3d.t.geometry.RaycastingScene()
-    vertices = (surface.vertices - frame.center) / frame.width  # float32 is about the origin then
-    scene.add_triangles(tensor(vertices, np.float32), tensor(surface.faces, np.uint32))
+    scene = _scene(surface, frame.center, frame.width)
     origins = ((frame.pixels().reshape(-1, 3) - frame.center) / frame.width).astype(np.float32)
     forward = frame.forward.astype(np.float32)
     distance, shade = np.full(len(origins), np.inf), np.zeros(len(origins))
@@ -153,7 +172,7 @@ def _cast(surface: Surface, frame: _Frame) -> tuple[np.ndarray, np.ndarray, np.n
     active, begin = np.arange(len(origins)), np.zeros(len(origins), np.float32)
     for _ in range(_LAYERS):
         rays = np.concatenate([origins[active] + begin[active, None] * forward, np.tile(forward, (len(active), 1))], 1)
-        found = scene.cast_rays(tensor(rays, np.float32))
+        found = scene.cast_rays(_tensor(rays, np.float32))
         reach, cosine = found["t_hit"].numpy(), found["primitive_normals"].numpy() @ -forward
         met = np.isfinite(reach)
         active, depth, cosine = active[met], begin[active[met]] + reach[met], cosine[met]

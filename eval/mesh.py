@@ -2,13 +2,16 @@
 
 Writes into the folder of `--out`: `metrics.json` with the whole protocol, `errors.png`, and coloured PLY files with the
 distance of each point or vertex: `accuracy_samples.ply` and `completeness_samples.ply` are what was measured,
-`accuracy_mesh.ply` and `completeness_mesh.ply` are the surfaces themselves.
+`accuracy_mesh.ply` and `completeness_mesh.ply` are the surfaces, with the exact distances to the other one, as the
+picture has them.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from nfc_splat.errors import UserError
 from nfc_splat.eval.geometry import GeometryMetrics, kind_of
@@ -226,36 +229,45 @@ def _print_protocol(record: Mapping[str, Any]) -> None:
 
 def write_pictures(found: Evaluation, folder: Path, shown: Shown) -> list[Path]:
     """Coloured PLY files and `errors.png`; returns what was written."""
-    from nfc_splat.eval.error_pictures import Row, compacted, distances_to, write_distance_picture, write_error_ply
+    from nfc_splat.eval import error_pictures as drawing
     from nfc_splat.eval.surface import Surface
 
-    full_scale = _full_scale(found.metrics)
-    written = []
     sides = (
-        ("accuracy", found.pred, found.pred_samples, found.gt_samples),
-        ("completeness", found.gt, found.gt_samples, found.pred_samples),
+        ("accuracy", found.pred, found.pred_samples, found.gt, found.gt_samples),
+        ("completeness", found.gt, found.gt_samples, found.pred, found.pred_samples),
     )
-    rows = []
-    for name, surface, samples, others in sides:
+    exact = [None if other.is_empty else drawing.distance_to_surface(other) for *_, other, _ in sides]
+    full_scale = _full_scale(found, exact)
+    rows, written = [], []
+    for (name, surface, samples, _, others), distance in zip(sides, exact, strict=True):
         if samples is not None and others is not None:
-            cloud, mesh = Surface(samples.points), compacted(surface)
             written.append(folder / f"{name}_samples.ply")
-            write_error_ply(written[-1], cloud, distances_to(cloud.vertices, others), full_scale)
+            measured = drawing.distance_to_samples(others)(samples.points)
+            noisy_scale = max(full_scale, 1.2 * float(np.percentile(measured, 99)))
+            drawing.write_error_ply(written[-1], Surface(samples.points), measured, noisy_scale)
             if not surface.is_cloud:
                 written.append(folder / f"{name}_mesh.ply")
-                write_error_ply(written[-1], mesh, distances_to(mesh.vertices, others), full_scale)
-        rows.append(Row(_row_title(name, found.metrics, shown, others is None), surface, others))
+                mesh = drawing.compacted(surface)
+                drawing.write_error_ply(written[-1], mesh, distance(mesh.vertices), full_scale)
+        rows.append(drawing.Row(_row_title(name, found.metrics, shown, distance is None), surface, distance))
     record = found.metrics.protocol
     title = f"{Path(record['pred']['name']).name} against {Path(record['gt']['name']).name}"
     written.append(folder / "errors.png")
-    write_distance_picture(written[-1], title, _subtitle(found.metrics, shown), rows, full_scale, _marks(found, shown))
+    marks = _marks(found.metrics.thresholds, full_scale, shown)
+    drawing.write_distance_picture(written[-1], title, _subtitle(found.metrics, shown), rows, full_scale, marks)
     return written
 
 
-def _full_scale(metrics: GeometryMetrics) -> float:
-    """The distance of the brightest colour: nineteen of twenty are below it, and so is the noise of sampling."""
-    ends = [metrics["accuracy_p95"], metrics["completeness_p95"], metrics.floor.get("accuracy_p99")]
-    return 1.2 * max([value for value in ends if value] or [metrics.thresholds[0]])
+def _full_scale(found: Evaluation, exact: Sequence[Any]) -> float:
+    """The distance of the brightest colour: nineteen of twenty samples are nearer to the other surface. Of surfaces
+    that are all but equal, the first threshold."""
+    ends = [
+        float(np.percentile(distance(samples.points), 95))
+        for samples, distance in zip((found.pred_samples, found.gt_samples), exact, strict=True)
+        if samples is not None and distance is not None
+    ]
+    threshold = found.metrics.thresholds[0]
+    return 1.2 * max(ends) if ends and max(ends) > 1e-3 * threshold else threshold
 
 
 def _row_title(name: str, metrics: GeometryMetrics, shown: Shown, alone: bool) -> str:
@@ -277,15 +289,11 @@ def _subtitle(metrics: GeometryMetrics, shown: Shown) -> str:
     return " · ".join(part.rstrip() for part in parts)
 
 
-def _marks(found: Evaluation, shown: Shown) -> list[tuple[float, str]]:
-    """Marks of the colour bar: both ends, and the thresholds and the floor that lie between and apart."""
-    full = _full_scale(found.metrics)
+def _marks(thresholds: Sequence[float], full_scale: float, shown: Shown) -> list[tuple[float, str]]:
+    """Marks of the colour bar: both ends, and the thresholds that lie between and apart."""
     text = lambda value: f"{value * shown.factor:.3g} {shown.unit}".rstrip()  # noqa: E731
-    marks = [(0.0, "0"), (full, f"{text(full)} and more")]
-    wanted = [(t, f"threshold {text(t)}") for t in found.metrics.thresholds]
-    floor = found.metrics.floor.get("accuracy")
-    wanted += [(floor, f"perfect mesh {text(floor)}")] if floor else []
-    for value, label in wanted:
-        if value < 0.85 * full and all(abs(value - other) > 0.15 * full for other, _ in marks):
-            marks.append((value, label))
+    marks = [(0.0, "0"), (full_scale, f"{text(full_scale)} and more")]
+    for value in thresholds:
+        if value < 0.85 * full_scale and all(abs(value - other) > 0.15 * full_scale for other, _ in marks):
+            marks.append((value, f"threshold {text(value)}"))
     return marks

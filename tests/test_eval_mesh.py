@@ -13,7 +13,15 @@ from PIL import Image
 
 from nfc_splat.errors import UserError
 from nfc_splat.eval import mesh
-from nfc_splat.eval.error_pictures import VIEWS, Row, compacted, draw_surface, error_colors
+from nfc_splat.eval.error_pictures import (
+    VIEWS,
+    Row,
+    compacted,
+    distance_to_samples,
+    distance_to_surface,
+    draw_surface,
+    error_colors,
+)
 from nfc_splat.eval.error_pictures import _frame as frame_of
 from nfc_splat.eval.mesh import PAPER, Shown
 from nfc_splat.eval.surface import Samples, Surface, sample_surface
@@ -165,7 +173,9 @@ def test_numbers_are_shown_in_units():
 
 
 def drawn(surface, reference, direction, full_scale=0.2):
-    return draw_surface(Row("", surface, reference), frame_of(direction, surface.bounds()), full_scale).astype(int)
+    return draw_surface(
+        Row("", surface, distance_to_samples(reference)), frame_of(direction, surface.bounds()), full_scale
+    ).astype(int)
 
 
 def test_a_dent_is_bright_where_it_is():
@@ -220,3 +230,14 @@ def test_compacting_drops_unused_vertices_alone():
     padded = Surface(np.concatenate([[[9.0, 9, 9]], surface.vertices]), surface.faces + 1)
     assert np.array_equal(compacted(padded).vertices, surface.vertices)
     assert np.array_equal(compacted(padded).faces, surface.faces)
+
+
+def test_the_distance_to_a_mesh_has_no_noise_of_sampling():
+    sphere = sphere_mesh(1.0, 100)
+    points = np.random.default_rng(0).normal(size=(500, 3)) * 2
+    expected = np.abs(np.linalg.norm(points, axis=1) - 1)
+    np.testing.assert_allclose(distance_to_surface(sphere)(points), expected, atol=2e-3)
+    far = Surface(sphere.vertices + 1e5, sphere.faces)
+    np.testing.assert_allclose(distance_to_surface(far)(points + 1e5), expected, atol=2e-3)
+    cloud = Surface(sphere.vertices)
+    assert np.array_equal(distance_to_surface(cloud)(points), distance_to_samples(Samples(cloud.vertices))(points))
