@@ -17,7 +17,10 @@ from nfc_splat.demo import Settings, write_scene
 from nfc_splat.errors import UserError, run_command
 from nfc_splat.open3d_loader import load_open3d
 
-pytest.importorskip("open3d", reason="the ray tracer needs open3d (pip install 'nfc-splat[geometry]')")
+try:
+    load_open3d()
+except UserError as error:
+    pytest.skip(f"the ray tracer needs open3d: {error}", allow_module_level=True)
 
 VIEWS = 30
 SMALL = {"views": VIEWS, "width": 64, "height": 48, "supersample": 1}

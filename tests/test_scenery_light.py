@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-pytest.importorskip("open3d", reason="the ray tracer needs open3d (pip install 'nfc-splat[geometry]')")
-
+from nfc_splat.errors import UserError
+from nfc_splat.open3d_loader import load_open3d
 from nfc_splat.scenery import drawing
 from nfc_splat.scenery.drawing import Lens, draw, encode, tone
 from nfc_splat.scenery.lighting import bake
@@ -14,6 +14,11 @@ from nfc_splat.scenery.room import look
 from nfc_splat.scenery.scene import Lights, Material, Part, Scenery, bulb, sunlight
 from nfc_splat.scenery.shapes import Mesh, box, patch, sphere
 from nfc_splat.scenery.textures import Texture
+
+try:
+    load_open3d()
+except UserError as error:
+    pytest.skip(f"the ray tracer needs open3d: {error}", allow_module_level=True)
 
 GREY = 0.4
 DARK = np.zeros(3)
