@@ -62,8 +62,10 @@ class Options:
     """Where our step runs."""
     kernels: bool = False
     """Time the kernels of marched fields beside plain torch instead; --steps then counts the rounds."""
+    mesh: bool = False
+    """Time geometry evaluation beside open3d, trimesh and scipy instead."""
     record: Path | None = None
-    """A JSON file for what --kernels measures."""
+    """A JSON file for what --kernels or --mesh measures."""
 
 
 # ------------------------------------------------------------------------------------------------ the scene
@@ -271,8 +273,10 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--steps {options.steps}: expected at least 1")
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch sees no CUDA device here; python -m nfc_splat.doctor says why")
-    if options.record is not None and not options.kernels:
-        raise UserError(f"--record {options.record}: only --kernels writes a record; add it, or leave this out")
+    if options.record is not None and not (options.kernels or options.mesh):
+        raise UserError(
+            f"--record {options.record}: only --kernels and --mesh write a record; add one, or leave this out"
+        )
     threads = set_threads(options.threads)
     keep_freed_memory()
     if options.kernels:
@@ -285,6 +289,10 @@ def main(argv: list[str]) -> int:
         from nfc_splat.eval.speed_nerf import print_comparison
 
         return print_comparison(options.nerf_pytorch, options.steps, threads)
+    if options.mesh:
+        from nfc_splat.eval.speed_mesh import compare_meshes
+
+        return compare_meshes(threads, options.record)
     print(f"median of {options.steps} training steps, {options.device}, {threads} threads; milliseconds")
     heads = [*PHASES, "step", *(["OpenSplat", "ratio"] if options.opensplat else [])]
     print(f"{'':28}" + "".join(f"{head:>11}" for head in heads))
