@@ -24,7 +24,6 @@ BOUNDED = dict(
     base_voxels=160**3,
     growths=4,
     alpha_init=1e-2,
-    alpha_threshold=1e-4,
     distortion=0.0,
     tv_density=0.0,
     tv_color=0.0,
@@ -39,8 +38,8 @@ UNBOUNDED = dict(
     tv_density=1e-6,
     tv_color=1e-7,
 )
-# Opacity that counts in unbounded scenes, by step of the fine stage in units of grow_every.
-UNBOUNDED_THRESHOLDS = {0: 5e-6, 1.5: 1e-5, 2.5: 2.5e-5, 3.5: 3.33e-5, 4.5: 5e-5, 5.5: 1e-4, 6.5: 1e-4}
+# The share of alpha_threshold that acts in unbounded scenes from a step on, which is in units of grow_every.
+UNBOUNDED_THRESHOLDS = {0: 0.05, 1.5: 0.1, 2.5: 0.25, 3.5: 0.333, 4.5: 0.5, 5.5: 1.0}
 
 
 @dataclass(frozen=True)
@@ -76,9 +75,8 @@ class Config:
     """Width of the colour network's two hidden layers."""
     alpha_init: float | None = None
     """Opacity of a base voxel at the start of the fine stage. None is 1e-2, or 1e-4 in unbounded scenes."""
-    alpha_threshold: float | None = None
-    """Samples with less opacity or weight are left out. None is 1e-4, or a schedule from 5e-6 to 1e-4 in unbounded
-    scenes."""
+    alpha_threshold: float = 1e-4
+    """Samples with less opacity or weight are left out. Unbounded scenes begin with a twentieth of it."""
     stepsize: float = 0.5
     """Length of a step along a ray in voxels."""
     contraction: Literal["l2", "inf"] = "l2"
@@ -147,7 +145,7 @@ class Config:
         for name in ("stepsize", "unbounded_inner_r"):
             _require(self, name, getattr(self, name) > 0, "above 0")
         _require(self, "alpha_init", self.alpha_init is None or 0 < self.alpha_init < 1, "strictly between 0 and 1")
-        _require(self, "alpha_threshold", (self.alpha_threshold or 0) < 1, "below 1")
+        _require(self, "alpha_threshold", self.alpha_threshold < 1, "below 1")
         _require(self, "growths", (self.growths or 0) <= 30, "at most 30")
         _require(self, "coarse_steps", self.coarse_steps < self.steps, f"fewer than --steps {self.steps}")
 
@@ -181,9 +179,10 @@ def settled(config: Config, bounded: bool) -> Config:
 
 def thresholds(config: Config) -> dict[int, float]:
     """By step of the fine stage, the opacity that counts from then on; 0 is the start. `config` is settled."""
-    if config.alpha_threshold is not None:
+    if config.bounded == "yes":
         return {0: config.alpha_threshold}
-    return {round(key * config.grow_every): value for key, value in UNBOUNDED_THRESHOLDS.items()}
+    schedule = UNBOUNDED_THRESHOLDS.items()
+    return {round(key * config.grow_every): share * config.alpha_threshold for key, share in schedule}
 
 
 def voxels_at(config: Config, growth: int) -> int:
@@ -202,16 +201,18 @@ def _quick(bounded: str) -> Config:
     return Config(
         steps=3000,
         bounded=bounded,
-        rays=2048,
         voxels=128**3,
+        coarse_voxels=50**3,
         color_channels=6,
         width=64,
-        coarse_voxels=64**3,
-        coarse_steps=600,
+        alpha_threshold=1e-3,
+        rays=2048,
+        coarse_steps=400,
         growths=3,
         grow_every=250,
-        mask_every=250,
+        mask_every=150,
         view_stride=4,
+        lr_density=0.2,
         lr_decay_steps=2400,
         tv_dense_until=1000,
     )

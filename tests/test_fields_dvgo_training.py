@@ -95,7 +95,7 @@ def test_classification_trains_both_stages(scene, tmp_path, loss, encoding):
 
 def test_an_unbounded_scene_trains_in_contracted_space(opaque_scene, tmp_path, caplog):
     """It learns its training views; with eight of them, each may stand right in front of its camera."""
-    changes = dict(coarse_steps=30, voxels=24**3, base_voxels=24**3, alpha_init=1e-2, alpha_threshold=1e-4)
+    changes = dict(coarse_steps=30, voxels=24**3, base_voxels=24**3, alpha_init=1e-2)
     with caplog.at_level(logging.INFO):
         config = training_config(opaque_scene, tmp_path / "run", toy_config(**changes))
         assert train(config) == 0
@@ -111,7 +111,7 @@ def test_an_unbounded_scene_trains_in_contracted_space(opaque_scene, tmp_path, c
 
 def test_every_unbounded_term_can_be_resumed(opaque_scene, tmp_path):
     changes = dict(steps=40, bounded="no", growths=1, nearclip=0.1, tv_density=1e-3, tv_color=1e-3, contraction="inf")
-    model = toy_config(**changes, coarse_steps=0, tv_dense_until=20, alpha_threshold=1e-5)
+    model = toy_config(**changes, coarse_steps=0, tv_dense_until=20)
     saving = CheckpointConfig(save_steps=15, keep=10)
     assert train(training_config(opaque_scene, tmp_path / "whole", model, checkpoints=saving)) == 0
     checkpoint = str(tmp_path / "whole" / "checkpoints" / "step_00000015.safetensors")
