@@ -6,8 +6,10 @@ Symbols: P pixels of a batch.
 import logging
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
+from nfc_splat.cameras import Cameras, Rays
 from nfc_splat.fields.recipe import Batch, Sampling, SceneGeometry
 from nfc_splat.fields.recipe import Recipe as BaseRecipe
 from nfc_splat.losses import mse
@@ -38,6 +40,17 @@ class MarchedRecipe(BaseRecipe):
         """The mean squared error over pixels and channels, of auxiliary renderings too."""
         drawn = (rendering, *rendering.auxiliary)
         return sum(mse(part.color, batch.target, mask=batch.mask) for part in drawn)
+
+
+def probe_rays(cameras: Cameras, most: int = 100) -> Rays:
+    """Rays [R] through 16 x 16 places of up to `most` of the cameras, to find out what they see."""
+    chosen = torch.linspace(0, len(cameras) - 1, min(most, len(cameras)), dtype=torch.float64).round().long()
+    share = (torch.arange(16) + 0.5) / 16
+    places = torch.cartesian_prod(share, share)
+    sizes = cameras.sizes.cpu()[chosen].flip(1)
+    within = (places * sizes[:, None]).long()  # [C, 256, 2] row, column
+    pixels = torch.cat([chosen[:, None, None].expand(-1, len(places), 1), within], -1)
+    return cameras.rays(pixels.view(-1, 3).to(cameras.sizes.device))
 
 
 def warn_of_misses(hit: Tensor, what: str, remedy: str) -> None:

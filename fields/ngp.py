@@ -27,7 +27,7 @@ from torch.optim import Adam, Optimizer
 
 from nfc_splat.cameras import Rays
 from nfc_splat.fields.color_head import ColorHead
-from nfc_splat.fields.marched import MarchedRecipe
+from nfc_splat.fields.marched import MarchedRecipe, probe_rays
 from nfc_splat.fields.mlp import MLP
 from nfc_splat.fields.ngp_config import Config as Config
 from nfc_splat.fields.ngp_config import preset as preset
@@ -66,7 +66,7 @@ class Network(MLP):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [N, D] -> [N, O] float32."""
-        if x.device.type == "cuda":
+        if x.device.type == "cuda" and len(x):  # tiny-cuda-nn fails on empty batches
             from nfc_splat.rendering.kernels.networks_cuda import fused_network, usable
 
             if usable(x.shape[1], len(self.layers[0].weight), self.hidden):
@@ -93,12 +93,14 @@ class Model(MarchedModel):
         inputs, outputs = BANDS**2 + GEOMETRY, self.head.out_features
         self.rgb = Network(inputs, outputs, config.width, config.color_layers, config.bf16)
         self.grid = OccupancyGrid(config.grid, config.occupancy_decay, config.occupancy_threshold)
-        self._warned = False
 
     @classmethod
     def initialise(cls, config: Config, geometry: SceneGeometry) -> Self:
         """An evenly thin fog in the space that suits the scene."""
-        return cls(config, choose_space(config, geometry), _levels(config).table())
+        space = choose_space(config, geometry)
+        log.info("scene:  %s", space.described())
+        space.warn_of_misses(probe_rays(geometry.cameras))
+        return cls(config, space, _levels(config).table())
 
     @classmethod
     def from_tensors(cls, config: Config, tensors: Mapping[str, Tensor]) -> Self:
@@ -117,9 +119,6 @@ class Model(MarchedModel):
 
     def march(self, rays: Rays, background: Tensor) -> Rendering:
         """See `MarchedModel.march`. `extras["marched"]` is the number of samples whose density was asked for."""
-        if self.training and not self._warned:
-            self.space.warn_of_misses(rays)
-            self._warned = True
         samples = self.space.sample(rays, self.grid.occupied, jitter=self.training)
         config = self.config
         drawn = composite(self, samples, background, weight_threshold=config.weight_threshold, stop=config.stop)
@@ -151,7 +150,7 @@ class Recipe(MarchedRecipe):
 
     def __init__(self, config: Config, geometry: SceneGeometry) -> None:
         super().__init__(config, geometry)
-        self.rays = FEWEST_RAYS
+        self.rays = min(FEWEST_RAYS, config.max_rays)
 
     def sampling(self, step: int) -> Sampling:
         """Pixels of all images in a shuffled order, over random colours where images are transparent."""

@@ -104,19 +104,27 @@ class Space(nn.Module):
         return box_steps(rays, low, high, step, near=float(self.near), offset=offset, occupancy=occupied)
 
     def _sample_contracted(self, rays: Rays, occupied: Tensor | None, offset: Tensor) -> Samples:
-        """Steps grow with the distance from the camera, and a ray's whole table is stretched by up to one step."""
+        """Steps grow with the distance from the camera; a ray's whole table is shifted by up to its first step and
+        stretched by up to one of the growing ones."""
         origins, directions = (rays.origins - self.center) / self.radius, rays.directions / self.radius
         stretch = 1 + self.config.cone * offset
         stride = stretch / directions.norm(dim=-1)
         counts = torch.full((len(origins),), len(self.table) - 1, dtype=torch.int64, device=origins.device)
         corner = self.center.new_full((3,), 1 + SHELL)
-        start = self.near.expand(len(origins))
+        start = self.near + offset * self.step / directions.norm(dim=-1)
         t, ray, steps, offsets = march_occupancy(
             origins, directions, start, stride, counts, self.table[:-1].contiguous(), occupied, -corner, corner,
             lookup="cell", contraction="inf", shell=SHELL,
         )  # fmt: skip
         widths = (self.table[1:] - self.table[:-1])[steps] * stretch[ray] * self.radius
         return Samples(rays, t, widths, ray, offsets, steps)
+
+    def described(self) -> str:
+        """One line."""
+        center = ", ".join(f"{value:.4g}" for value in self.center.tolist())
+        if self.contracted:
+            return f"contracted outside of {2 * float(self.radius):.4g} wide about ({center})"
+        return f"a box {2 * float(self.radius):.4g} wide about ({center})"
 
     def warn_of_misses(self, rays: Rays) -> None:
         """Warn when hardly a ray meets the box."""
@@ -164,14 +172,14 @@ def _box(geometry: SceneGeometry) -> tuple[Tensor, float]:
 def _surroundings(geometry: SceneGeometry) -> tuple[Tensor, float]:
     """Centre and half side of what is worth the most detail: everything up to the cameras, about what they look at; if
     they look outwards, what most points are in, or `OUTWARDS` times as far as the cameras go."""
-    center, _ = _focus(geometry)
+    center, away = _focus(geometry)
     if focus_distances(geometry) is not None:
         radius = float((geometry.cameras.to("cpu").centers - center).abs().amax())
     elif geometry.points is not None and len(geometry.points):
-        away = (geometry.points.float().cpu() - center).abs().amax(-1).sort().values
-        radius = float(away[int(MOST * (len(away) - 1))])
+        far = (geometry.points.float().cpu() - center).abs().amax(-1).sort().values
+        radius = float(far[int(MOST * (len(far) - 1))])
     else:
-        radius = OUTWARDS * geometry.extent
+        radius = OUTWARDS * away
     return center, max(radius, 1e-6)
 
 
@@ -180,7 +188,8 @@ def _focus(geometry: SceneGeometry) -> tuple[Tensor, float]:
     cameras = geometry.cameras.to("cpu")
     depths = focus_distances(geometry)
     if depths is None:
-        return cameras.centers.float().mean(0), geometry.extent
+        away = geometry.extent if geometry.camera_spread > 0 else depth_range(geometry)[1]
+        return cameras.centers.float().mean(0), away
     ahead = cameras.centers.double() + depths[:, None] * cameras.viewmats[:, 2, :3].double()
     return ahead.mean(0).float(), float(depths.mean())
 

@@ -8,6 +8,7 @@ import torch
 from nfc_splat.cameras import Cameras
 from nfc_splat.errors import UserError
 from nfc_splat.fields.depth_range import depth_range, focus_distances
+from nfc_splat.fields.marched import probe_rays
 from nfc_splat.fields.recipe import SceneGeometry
 
 
@@ -78,3 +79,14 @@ def test_points_that_no_camera_sees_do_not_break_it():
     points = torch.full((3, 3), 1e3)
     near, far = depth_range(SceneGeometry(ring(1.0), points, None))
     assert 0 < near < far < math.inf
+
+
+def test_probe_rays_cover_the_images_of_the_cameras():
+    cameras = ring(4.0, count=3)
+    rays = probe_rays(cameras, most=2)
+    assert rays.origins.shape == (2 * 256, 3)
+    pixels, depths = cameras.project(rays.origins + 2 * rays.directions)
+    assert torch.allclose(depths[0, :256], torch.full((256,), 2.0), atol=1e-4)
+    assert pixels[0, :256].min() < 5
+    assert pixels[0, :256].max() > 95
+    assert torch.equal(rays.origins[256], cameras.centers[2])

@@ -187,9 +187,10 @@ def test_contracted_rays_start_near_and_end_far():
     space = around()
     samples = space.sample(rays(), None, jitter=False)
     first, last = samples.offsets[:-1], samples.offsets[1:] - 1
-    torch.testing.assert_close(samples.t[first], torch.full((40,), 0.25))
-    assert samples.offsets.diff().max() <= space.steps_per_ray
     length = samples.rays.directions.norm(dim=-1)
+    radius = float(space.radius)
+    torch.testing.assert_close(samples.t[first], 0.25 + 0.5 * space.step * radius / length)  # the middle of a step
+    assert samples.offsets.diff().max() <= space.steps_per_ray
     assert (samples.t[last] * length > 0.8 * FARTHEST * 2.0).all()
     assert len(samples) < 40 * 400
 

@@ -132,7 +132,7 @@ def hash_encode(points: Tensor, table: Tensor, levels: HashLevels) -> Tensor:
         from nfc_splat.rendering.kernels.hash_cpu import hash_encode_cpu
 
         return hash_encode_cpu(points, table, levels)
-    if table.device.type == "cuda" and table.dtype == torch.float32:
+    if table.device.type == "cuda" and table.dtype == torch.float32 and len(points):  # it fails on empty batches
         from nfc_splat.rendering.kernels.hash_cuda import hash_encode_cuda, usable
 
         if usable(levels):

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nfc_splat.errors import UserError
 from nfc_splat.rendering.hash_encoding import HashLevels
 
 log = logging.getLogger("nfc_splat")
@@ -22,15 +23,15 @@ def tiny_cuda_nn() -> Any:
     """The module `tinycudann`, or None where there is no CUDA device or it is not installed.
 
     Raises:
-        RuntimeError: it is installed for a CUDA device that it was not built for; says how to build it.
+        UserError: it is installed for a CUDA device that it was not built for; says how to build it.
     """
     if not torch.cuda.is_available() or importlib.util.find_spec("tinycudann") is None:
         return None
     try:
         import tinycudann
-    except (ImportError, OSError) as error:
+    except (ImportError, OSError, NameError) as error:  # NameError: none of its binaries fits the device
         major, minor = torch.cuda.get_device_capability()
-        raise RuntimeError(
+        raise UserError(
             f"tiny-cuda-nn is installed but does not load ({error}): build it again with "
             f"TCNN_CUDA_ARCHITECTURES={major}{minor}, or uninstall it"
         ) from error
