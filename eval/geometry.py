@@ -31,6 +31,7 @@ DEFINITIONS = {
     "fscore@t": "2 precision recall / (precision + recall), 0 where both are 0",
     "normal_consistency": "mean of normal_accuracy and normal_completeness: |cosine| between a sample's normal and "
     "that of its nearest neighbour, from the prediction and from the truth",
+    "depth_l1": "mean difference of depth in random views (NICE-SLAM)",
     "hausdorff": "the largest distance, either way",
 }
 

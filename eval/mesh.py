@@ -51,6 +51,8 @@ class Options:
     numbers), or "identity". By default the scene's."""
     box: Path | None = None
     """A JSON file with the box to crop to: to_origin and extents as trimesh names them. By default open3d's."""
+    unseen: Path | None = None
+    """NICE-SLAM's {scene}_pc_unseen.npy: views of depth L1 do not look at these points."""
     samples: int | None = None
     """Samples of each mesh; by default the protocol's."""
     repeats: int | None = None
@@ -96,6 +98,7 @@ LABELS = {
     "chamfer_l1_sum": "Chamfer-L1 (sum)",
     "chamfer_l2": "Chamfer-L2 (sum of squares)",
     "normal_consistency": "normal consistency",
+    "depth_l1": "depth L1",
     "accuracy_p50": "accuracy, median",
     "accuracy_p95": "accuracy, 95th percentile",
     "completeness_p50": "completeness, median",
@@ -149,6 +152,7 @@ def main(argv: Sequence[str]) -> int:
         intrinsics=options.intrinsics,
         to_world=options.to_world,
         box=options.box,
+        unseen=options.unseen,
         cameras_wanted=protocol.cull,
     )
     found = evaluate(options.pred, options.gt, protocol, scene=scene, seed=options.seed, force=options.force)
@@ -179,10 +183,12 @@ def report(metrics: GeometryMetrics, shown: Shown, references: Mapping[str, Mapp
     """Print what was done and the table: value, interval, sampling floor, and the numbers of `references`."""
     _print_protocol(metrics.protocol)
     names = [name for name in LABELS if not name.startswith(("accuracy_", "completeness_", "hausdorff"))]
-    tails = [name for name in LABELS if name not in names]
+    names = [name for name in names if name in metrics.values]
+    tails = [name for name in LABELS if name.startswith(("accuracy_", "completeness_", "hausdorff"))]
     ratios = [f"{kind}@{t:g}" for t in metrics.thresholds for kind in ("precision", "recall", "fscore")]
     rows = [["metric", "", "value", "±", "perfect mesh", *references]]
-    for name in (*names[:-1], *ratios, names[-1], *tails):
+    lengths = [name for name in names if kind_of(name) != "ratio"]
+    for name in (*lengths, *ratios, *(name for name in names if name not in lengths), *tails):
         blocks = (metrics.values, metrics.interval, metrics.floor)
         cells = [shown.value(name, block.get(name)) for block in blocks]
         cells += [shown.value(name, row[name]) if name in row else "" for row in references.values()]

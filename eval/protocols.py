@@ -17,6 +17,7 @@ from nfc_splat import machine
 from nfc_splat.errors import UserError
 from nfc_splat.eval.alignment import align_by_icp
 from nfc_splat.eval.culling import Frusta, cull_by_frusta
+from nfc_splat.eval.depth_views import depth_l1
 from nfc_splat.eval.geometry import GeometryMetrics, empty_score, score_samples, summarize_scores
 from nfc_splat.eval.surface import (
     Box,
@@ -51,6 +52,7 @@ class Protocol:
         icp: farthest correspondence of a rigid alignment by ICP, None for no alignment.
         samples: of each mesh.
         repeats: samplings, for the interval.
+        depth_views: random views of Depth L1, 0 for none.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Protocol:
     icp: float | None = None
     samples: int = 200_000
     repeats: int = 3
+    depth_views: int = 0
 
 
 PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
@@ -90,6 +93,7 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
                 percent=True,
                 cull=True,
                 icp=0.1,
+                depth_views=1000,
             ),
         )
     }
@@ -104,12 +108,14 @@ class SceneGeometry:
         to_world: [4, 4] from the prediction's frame to the truth's; None where they are one.
         frusta: the cameras of frustum culling.
         box: what the crop enlarges instead of open3d's box around the truth.
+        unseen: [U, 3] points of the truth that no camera saw, for Depth L1.
         origin: where each of these came from, for the record.
     """
 
     to_world: np.ndarray | None = None
     frusta: Frusta | None = None
     box: Box | None = None
+    unseen: np.ndarray | None = None
     origin: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -172,7 +178,8 @@ def evaluate(
     """`evaluate_mesh` with what was measured, for pictures."""
     protocol = find_protocol(protocol)
     prepared = prepare(pred, gt, protocol, scene or SceneGeometry(), force=force)
-    return measure(prepared, protocol, seed)
+    found = measure(prepared, protocol, seed)
+    return _with_depth(found, protocol, scene or SceneGeometry(), seed) if protocol.depth_views else found
 
 
 def find_protocol(protocol: Protocol | str) -> Protocol:
@@ -342,6 +349,27 @@ def measure(prepared: Prepared, protocol: Protocol, seed: int = 0) -> Evaluation
         floor = score_samples(truths[0], others, thresholds)
     metrics = _summary(scores, thresholds, floor, prepared, protocol)
     return Evaluation(metrics, pred, gt, *firsts)
+
+
+def _with_depth(found: Evaluation, protocol: Protocol, scene: SceneGeometry, seed: int) -> Evaluation:
+    """The evaluation with Depth L1 among its values, or the reason why it has none."""
+    metrics, value, notes = found.metrics, None, found.metrics.notes
+    if found.pred.is_cloud or found.gt.is_cloud or found.pred.is_empty:
+        notes = (*notes, "no depth L1: it needs two meshes")
+    else:
+        value = depth_l1(found.pred, found.gt, views=protocol.depth_views, seed=seed, unseen=scene.unseen)
+        if scene.unseen is None:
+            notes = (*notes, "depth L1 without --unseen: views may look at what no camera saw, which counts")
+    facts = {"views": protocol.depth_views, "seed": seed, "unseen_points": scene.origin.get("unseen")}
+    metrics = replace(
+        metrics,
+        values={**metrics.values, "depth_l1": value},
+        interval={**metrics.interval, "depth_l1": None},
+        floor={**metrics.floor, "depth_l1": None if value is None else 0.0},
+        protocol={**metrics.protocol, "depth": facts},
+        notes=notes,
+    )
+    return replace(found, metrics=metrics)
 
 
 def _summary(

@@ -24,6 +24,7 @@ def read_scene_geometry(
     intrinsics: Path | None = None,
     to_world: str | Path | None = None,
     box: Path | None = None,
+    unseen: Path | None = None,
     cameras_wanted: bool = True,
 ) -> SceneGeometry:
     """What the files say; a file that is named goes before what `folder` holds.
@@ -34,6 +35,7 @@ def read_scene_geometry(
         intrinsics: a `cam_params.json`.
         to_world: a file with a 4x4 matrix (`meta_data.json`, `cameras.npz` or 16 numbers), or "identity".
         box: a JSON file with the box that the crop enlarges.
+        unseen: a .npy file with points [U, 3] of the truth that no camera saw.
         cameras_wanted: whether to read cameras at all.
 
     Raises:
@@ -62,7 +64,21 @@ def read_scene_geometry(
         value = read_json(box)
         given_box = read_box(value if isinstance(value, dict) else {}, box)
         origin["box"] = str(box)
-    return SceneGeometry(matrix, frusta, given_box, origin)
+    points = None
+    if unseen is not None:
+        points = _read_points(unseen)
+        origin["unseen"] = str(unseen)
+    return SceneGeometry(matrix, frusta, given_box, points, origin)
+
+
+def _read_points(path: Path) -> np.ndarray:
+    try:
+        points = np.load(path, allow_pickle=False).astype(np.float64)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: expected an array [U, 3] in .npy ({error})") from error
+    if points.ndim != 2 or points.shape[1] != 3 or not np.isfinite(points).all():
+        raise UserError(f"{path}: an array of shape {points.shape}, expected finite points [U, 3]")
+    return points
 
 
 def read_matrix(path: Path) -> np.ndarray:

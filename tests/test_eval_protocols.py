@@ -260,13 +260,19 @@ def test_the_default_threshold_is_a_hundredth_of_the_truths_diagonal():
 def test_icp_takes_out_a_small_motion_and_says_so():
     gt = joined(box_mesh(divisions=5), moved(sphere_mesh(0.5, 20), [2, 2, 1.5]))
     pred = moved(gt, [0.05, 0.02, -0.03])
-    protocol = replace(PROTOCOLS["nice-slam"], samples=20_000, repeats=1)
+    protocol = replace(PROTOCOLS["nice-slam"], samples=20_000, repeats=1, depth_views=20)
     metrics = evaluate_mesh(pred, gt, protocol, scene=SceneGeometry(frusta=all_around()))
     floor = 0.5 * math.sqrt(129 / 20_000)
     assert metrics.accuracy == pytest.approx(floor, rel=0.05)
     shift = np.array(metrics.protocol["alignment"]["matrix"])[:3, 3]
     np.testing.assert_allclose(shift, [-0.05, -0.02, 0.03], atol=5e-3)
     assert metrics.protocol["alignment"]["inlier_rmse"] < 0.01
+    assert 0 < metrics["depth_l1"] < 0.05
+    assert metrics.protocol["depth"]["views"] == 20
+    assert any("--unseen" in note for note in metrics.notes)
+    cloud = evaluate_mesh(Surface(pred.vertices), gt, protocol, scene=SceneGeometry(frusta=all_around()))
+    assert cloud["depth_l1"] is None
+    assert any("two meshes" in note for note in cloud.notes)
 
 
 # ------------------------------------------------------------------------------------------------ files and choices
