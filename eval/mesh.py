@@ -33,7 +33,7 @@ class Options:
     """The reconstruction: PLY, OBJ, STL, OFF, GLB, or a cloud in PLY, PCD, XYZ, PTS."""
     gt: Path
     """The truth, in the same formats."""
-    protocol: Literal["plain", "replica", "nice-slam"] = "plain"
+    protocol: Literal["plain", "replica", "nice-slam", "tanks-and-temples"] = "plain"
     """What is culled, cropped and aligned, and how it is sampled."""
     threshold: tuple[float, ...] = ()
     """Of precision, recall and F-score, in the truth's units; several are possible. By default the protocol's, or a
@@ -41,9 +41,9 @@ class Options:
     unit: Literal["cm", "mm"] | None = None
     """Print lengths in it, of files in metres. By default the protocol's unit, or the files' own."""
     scene: Path | None = None
-    """A scene's folder in NICE-SLAM's or MonoSDF's layout, for the cameras and the prediction's frame."""
+    """A scene's folder in NICE-SLAM's, MonoSDF's or Tanks and Temples' layout: cameras and the prediction's frame."""
     trajectory: Path | None = None
-    """A traj.txt with the cameras, instead of the scene's."""
+    """A traj.txt with the cameras, instead of the scene's; for Tanks and Temples the prediction's camera log."""
     intrinsics: Path | None = None
     """A cam_params.json, instead of the scene's or Replica's 1200x680."""
     to_world: str | None = None
@@ -227,7 +227,8 @@ def _print_protocol(record: Mapping[str, Any]) -> None:
         facts = record["alignment"]
         print(f"  alignment: {facts['method']}; residual {facts['inlier_rmse']:.4g}, inliers {facts['inliers']:.3f}")
     facts = record["samples"]
-    print(f"  {facts['per_mesh']:,} samples of each mesh, {facts['repeats']} times from seed {facts['seed']}")
+    clouds = f"of clouds {facts['of_clouds']}"
+    print(f"  {facts['per_mesh']:,} samples of a mesh, {clouds}; {facts['repeats']} times from seed {facts['seed']}")
 
 
 # ------------------------------------------------------------------------------------------------ the pictures

@@ -30,6 +30,7 @@ from nfc_splat.eval.surface import (
     sample_surface,
     transform_surface,
 )
+from nfc_splat.eval.tanks import align_and_crop, align_cameras, read_camera_log, read_tanks_scene
 
 WRONG_SCALE = 50.0  # extents that differ by this are of another unit
 ODD_SCALE = 2.0
@@ -53,6 +54,7 @@ class Protocol:
         samples: of each mesh.
         repeats: samplings, for the interval.
         depth_views: random views of Depth L1, 0 for none.
+        benchmark: whose own preparation replaces culling, alignment and crop.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Protocol:
     samples: int = 200_000
     repeats: int = 3
     depth_views: int = 0
+    benchmark: Literal["tanks-and-temples"] | None = None
 
 
 PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
@@ -95,6 +98,15 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
                 icp=0.1,
                 depth_views=1000,
             ),
+            Protocol(
+                "tanks-and-temples",
+                "isl-org/TanksAndTemples, training scenes",
+                input_unit="m",
+                percent=True,
+                samples=4_000_000,
+                repeats=1,
+                benchmark="tanks-and-temples",
+            ),
         )
     }
 )
@@ -109,6 +121,8 @@ class SceneGeometry:
         frusta: the cameras of frustum culling.
         box: what the crop enlarges instead of open3d's box around the truth.
         unseen: [U, 3] points of the truth that no camera saw, for Depth L1.
+        folder: of the scene, for benchmarks with files of their own.
+        camera_log: the prediction's cameras in Tanks and Temples' format.
         origin: where each of these came from, for the record.
     """
 
@@ -116,6 +130,8 @@ class SceneGeometry:
     frusta: Frusta | None = None
     box: Box | None = None
     unseen: np.ndarray | None = None
+    folder: Path | None = None
+    camera_log: Path | None = None
     origin: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -176,10 +192,13 @@ def evaluate(
     force: bool = False,
 ) -> Evaluation:
     """`evaluate_mesh` with what was measured, for pictures."""
-    protocol = find_protocol(protocol)
-    prepared = prepare(pred, gt, protocol, scene or SceneGeometry(), force=force)
+    protocol, scene = find_protocol(protocol), scene or SceneGeometry()
+    if protocol.benchmark == "tanks-and-temples":
+        prepared, protocol = prepare_tanks(pred, gt, protocol, scene, seed)
+    else:
+        prepared = prepare(pred, gt, protocol, scene, force=force)
     found = measure(prepared, protocol, seed)
-    return _with_depth(found, protocol, scene or SceneGeometry(), seed) if protocol.depth_views else found
+    return _with_depth(found, protocol, scene, seed) if protocol.depth_views else found
 
 
 def find_protocol(protocol: Protocol | str) -> Protocol:
@@ -231,6 +250,27 @@ def prepare(
         _step(prepared, "crop to box", facts, force, lambda s: crop_to_box(s, enlarged), truth=False)
     prepared.record["origin"] = dict(scene.origin)
     return prepared
+
+
+def prepare_tanks(
+    pred: Surface | Path | str, gt: Surface | Path | str, protocol: Protocol, scene: SceneGeometry, seed: int
+) -> tuple[Prepared, Protocol]:
+    """Both as voxels inside the crop volume, and the protocol with the scene's threshold. A mesh is sampled densely,
+    once (the toolbox would take its vertices)."""
+    if scene.folder is None:
+        raise UserError(f"--protocol {protocol.name} needs the scene's files: give --scene FOLDER (such as Barn)")
+    facts = read_tanks_scene(scene.folder, (protocol.thresholds or (None,))[0])
+    prepared = _load(pred, gt)
+    if scene.to_world is not None:
+        start, how = scene.to_world, scene.origin.get("to_world", "the given matrix")
+    elif scene.camera_log is not None:
+        start, how = align_cameras(read_camera_log(scene.camera_log), facts), str(scene.camera_log)
+    else:
+        start, how = facts.to_gt, f"{facts.name}_trans.txt (the prediction is in the reference cameras' frame)"
+    clouds = [Surface(sample_surface(s, protocol.samples, seed).points) for s in (prepared.pred, prepared.gt)]
+    prepared.pred, prepared.gt, prepared.record["alignment"] = align_and_crop(*clouds, facts, start, how)
+    prepared.record["origin"] = {**scene.origin, "to_world": how}
+    return prepared, replace(protocol, thresholds=protocol.thresholds or (facts.threshold,))
 
 
 def _load(pred: Surface | Path | str, gt: Surface | Path | str) -> Prepared:
@@ -323,7 +363,7 @@ def measure(prepared: Prepared, protocol: Protocol, seed: int = 0) -> Evaluation
         raise UserError("the truth is a single place, which gives no scale; give --threshold")
     prepared.record["samples"] = {
         "per_mesh": protocol.samples,
-        "of_clouds": "all points",
+        "of_clouds": "all points" if protocol.benchmark is None else "voxels",
         "repeats": protocol.repeats,
         "seed": seed,
         "normals": "of the faces that the samples lie on, unsigned",

@@ -31,7 +31,7 @@ def read_scene_geometry(
 
     Args:
         folder: of a scene.
-        trajectory: a `traj.txt`.
+        trajectory: a `traj.txt`; where no cameras are wanted, a camera log of Tanks and Temples.
         intrinsics: a `cam_params.json`.
         to_world: a file with a 4x4 matrix (`meta_data.json`, `cameras.npz` or 16 numbers), or "identity".
         box: a JSON file with the box that the crop enlarges.
@@ -51,7 +51,7 @@ def read_scene_geometry(
         matrix = read_matrix(Path(to_world))
         origin["to_world"] = str(to_world)
     frusta = None
-    if folder is not None:
+    if folder is not None and cameras_wanted:
         trajectory = trajectory or folder / "traj.txt"
         known = (folder / "cam_params.json", folder.parent / "cam_params.json")
         intrinsics = intrinsics or next((path for path in known if path.is_file()), None)
@@ -68,7 +68,8 @@ def read_scene_geometry(
     if unseen is not None:
         points = _read_points(unseen)
         origin["unseen"] = str(unseen)
-    return SceneGeometry(matrix, frusta, given_box, points, origin)
+    log = None if cameras_wanted else trajectory
+    return SceneGeometry(matrix, frusta, given_box, points, folder, log, origin)
 
 
 def _read_points(path: Path) -> np.ndarray:
