@@ -108,8 +108,8 @@ class Model(MarchedModel):
         """The coarse stage of a bounded scene (the fine one if `config` has no coarse steps), or the fine stage of an
         unbounded one: empty grids, apart from what the cameras tell."""
         if config.bounded == "auto":
-            found = "images are transparent: a bounded" if geometry.has_alpha else "no image is transparent: an unbounded"
-            log.info("scene:  %s scene (--bounded %s)", found, "yes" if geometry.has_alpha else "no")
+            kinds = "no image is transparent: an unbounded", "images are transparent: a bounded"
+            log.info("scene:  %s scene (--bounded %s)", kinds[geometry.has_alpha], ("no", "yes")[geometry.has_alpha])
         config = settled(config, is_bounded(config, geometry))
         if config.bounded == "no":
             center, radius, near_clip = inner_cube(geometry, config.unbounded_inner_r, config.near_clip)
