@@ -68,12 +68,19 @@ def score_samples(
     to_pred, of_pred = nearest_neighbors(gt.tree, pred.tree)
     score = score_distances(to_gt, to_pred, thresholds, drop_beyond=drop_beyond)
     if pred.normals is None or gt.normals is None:
-        return score | _without_normals()
+        return score | without_normals()
     ways = {
         "normal_accuracy": _agreement(pred.normals, gt.normals[of_gt]),
         "normal_completeness": _agreement(gt.normals, pred.normals[of_pred]),
     }
     return score | ways | {"normal_consistency": 0.5 * sum(ways.values())}
+
+
+def nearest_distances(samples: Samples, others: Samples) -> np.ndarray:
+    """[N] distance of each sample to the nearest of the others."""
+    from nfc_splat.rendering.neighbors import nearest_neighbors
+
+    return nearest_neighbors(samples.tree, others.tree)[0]
 
 
 def _agreement(normals: np.ndarray, others: np.ndarray) -> float:
@@ -123,13 +130,14 @@ def harmonic_mean(precision: float, recall: float) -> float:
     return min(1.0, 2.0 * precision * recall / (precision + recall)) if precision + recall > 0 else 0.0
 
 
-def _without_normals() -> dict[str, None]:
+def without_normals() -> dict[str, None]:
+    """The metrics of normals, for surfaces that have none."""
     return dict.fromkeys(("normal_accuracy", "normal_completeness", "normal_consistency"))
 
 
 def empty_score(thresholds: Sequence[float]) -> dict[str, float | None]:
     """What can be said of a prediction without surface: no distance exists, and nothing of the truth is covered."""
-    names = score_distances(np.ones(1), np.ones(1), thresholds) | _without_normals()
+    names = score_distances(np.ones(1), np.ones(1), thresholds) | without_normals()
     zero = ("precision@", "recall@", "fscore@")
     return {name: 0.0 if name.startswith(zero) else None for name in names}
 

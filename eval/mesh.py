@@ -33,7 +33,7 @@ class Options:
     """The reconstruction: PLY, OBJ, STL, OFF, GLB, or a cloud in PLY, PCD, XYZ, PTS."""
     gt: Path
     """The truth, in the same formats."""
-    protocol: Literal["plain", "replica", "nice-slam", "tanks-and-temples"] = "plain"
+    protocol: Literal["plain", "replica", "nice-slam", "tanks-and-temples", "dtu"] = "plain"
     """What is culled, cropped and aligned, and how it is sampled."""
     threshold: tuple[float, ...] = ()
     """Of precision, recall and F-score, in the truth's units; several are possible. By default the protocol's, or a
@@ -41,7 +41,7 @@ class Options:
     unit: Literal["cm", "mm"] | None = None
     """Print lengths in it, of files in metres. By default the protocol's unit, or the files' own."""
     scene: Path | None = None
-    """A scene's folder in NICE-SLAM's, MonoSDF's or Tanks and Temples' layout: cameras and the prediction's frame."""
+    """A scene's folder in NICE-SLAM's, MonoSDF's or Tanks and Temples' layout, or DTU's with ObsMask/."""
     trajectory: Path | None = None
     """A traj.txt with the cameras, instead of the scene's; for Tanks and Temples the prediction's camera log."""
     intrinsics: Path | None = None
@@ -53,6 +53,8 @@ class Options:
     """A JSON file with the box to crop to: to_origin and extents as trimesh names them. By default open3d's."""
     unseen: Path | None = None
     """NICE-SLAM's {scene}_pc_unseen.npy: views of depth L1 do not look at these points."""
+    masks: Path | None = None
+    """DTU: a scan's folder with cameras.npz and mask/, to cull by the object's masks first."""
     samples: int | None = None
     """Samples of each mesh; by default the protocol's."""
     repeats: int | None = None
@@ -153,6 +155,7 @@ def main(argv: Sequence[str]) -> int:
         to_world=options.to_world,
         box=options.box,
         unseen=options.unseen,
+        masks=options.masks,
         cameras_wanted=protocol.cull,
     )
     found = evaluate(options.pred, options.gt, protocol, scene=scene, seed=options.seed, force=options.force)

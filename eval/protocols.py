@@ -30,7 +30,6 @@ from nfc_splat.eval.surface import (
     sample_surface,
     transform_surface,
 )
-from nfc_splat.eval.tanks import align_and_crop, align_cameras, read_camera_log, read_tanks_scene
 
 WRONG_SCALE = 50.0  # extents that differ by this are of another unit
 ODD_SCALE = 2.0
@@ -69,7 +68,7 @@ class Protocol:
     samples: int = 200_000
     repeats: int = 3
     depth_views: int = 0
-    benchmark: Literal["tanks-and-temples"] | None = None
+    benchmark: Literal["tanks-and-temples", "dtu"] | None = None
 
 
 PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
@@ -107,6 +106,14 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
                 repeats=1,
                 benchmark="tanks-and-temples",
             ),
+            Protocol(
+                "dtu",
+                "jzhangbs/DTUeval-python; mask culling of UNISURF and MonoSDF",
+                thresholds=(1.0,),
+                input_unit="mm",
+                repeats=1,
+                benchmark="dtu",
+            ),
         )
     }
 )
@@ -123,6 +130,8 @@ class SceneGeometry:
         unseen: [U, 3] points of the truth that no camera saw, for Depth L1.
         folder: of the scene, for benchmarks with files of their own.
         camera_log: the prediction's cameras in Tanks and Temples' format.
+        scan: DTU's number of the scene; by default that in the name of the truth's file.
+        masked_views: projections [C, 3, 4] and object masks [C, H, W] of DTU's mask culling, None to leave it out.
         origin: where each of these came from, for the record.
     """
 
@@ -132,6 +141,8 @@ class SceneGeometry:
     unseen: np.ndarray | None = None
     folder: Path | None = None
     camera_log: Path | None = None
+    scan: int | None = None
+    masked_views: tuple[np.ndarray, np.ndarray] | None = None
     origin: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -192,9 +203,13 @@ def evaluate(
     force: bool = False,
 ) -> Evaluation:
     """`evaluate_mesh` with what was measured, for pictures."""
+    from nfc_splat.eval import benchmarks  # which are made of the steps below
+
     protocol, scene = find_protocol(protocol), scene or SceneGeometry()
+    if protocol.benchmark == "dtu":
+        return benchmarks.evaluate_dtu(pred, gt, protocol, scene, seed, force=force)
     if protocol.benchmark == "tanks-and-temples":
-        prepared, protocol = prepare_tanks(pred, gt, protocol, scene, seed)
+        prepared, protocol = benchmarks.prepare_tanks(pred, gt, protocol, scene, seed)
     else:
         prepared = prepare(pred, gt, protocol, scene, force=force)
     found = measure(prepared, protocol, seed)
@@ -229,14 +244,14 @@ def prepare(
             f"--protocol {protocol.name} leaves out what no camera sees and has no cameras: give --scene FOLDER or "
             "--trajectory traj.txt (or compare with --protocol plain)"
         )
-    prepared = _load(pred, gt)
+    prepared = load_surfaces(pred, gt)
     if scene.to_world is not None:
-        _check_frame(scene.to_world)
+        check_matrix(scene.to_world)
         prepared.pred = transform_surface(prepared.pred, scene.to_world)
     prepared.record["to_world"] = None if scene.to_world is None else scene.to_world.tolist()
     check_frames(prepared, moved=scene.to_world is not None, force=force)
     if protocol.cull:
-        _step(prepared, "frustum culling", scene.frusta.record(), force, lambda s: cull_by_frusta(s, scene.frusta))
+        apply_step(prepared, "frustum culling", scene.frusta.record(), force, lambda s: cull_by_frusta(s, scene.frusta))
         _expect_most_of_the_truth(prepared)
     if protocol.icp is not None and not prepared.pred.is_empty:
         prepared.pred, aligned = align_by_icp(prepared.pred, prepared.gt, protocol.icp)
@@ -247,33 +262,12 @@ def prepare(
         box = scene.box or oriented_box(prepared.gt)
         enlarged = box.scaled(protocol.crop)
         facts = {"factor": protocol.crop, "box": box.record(), "by": scene.origin.get("box", "open3d, minimal")}
-        _step(prepared, "crop to box", facts, force, lambda s: crop_to_box(s, enlarged), truth=False)
+        apply_step(prepared, "crop to box", facts, force, lambda s: crop_to_box(s, enlarged), truth=False)
     prepared.record["origin"] = dict(scene.origin)
     return prepared
 
 
-def prepare_tanks(
-    pred: Surface | Path | str, gt: Surface | Path | str, protocol: Protocol, scene: SceneGeometry, seed: int
-) -> tuple[Prepared, Protocol]:
-    """Both as voxels inside the crop volume, and the protocol with the scene's threshold. A mesh is sampled densely,
-    once (the toolbox would take its vertices)."""
-    if scene.folder is None:
-        raise UserError(f"--protocol {protocol.name} needs the scene's files: give --scene FOLDER (such as Barn)")
-    facts = read_tanks_scene(scene.folder, (protocol.thresholds or (None,))[0])
-    prepared = _load(pred, gt)
-    if scene.to_world is not None:
-        start, how = scene.to_world, scene.origin.get("to_world", "the given matrix")
-    elif scene.camera_log is not None:
-        start, how = align_cameras(read_camera_log(scene.camera_log), facts), str(scene.camera_log)
-    else:
-        start, how = facts.to_gt, f"{facts.name}_trans.txt (the prediction is in the reference cameras' frame)"
-    clouds = [Surface(sample_surface(s, protocol.samples, seed).points) for s in (prepared.pred, prepared.gt)]
-    prepared.pred, prepared.gt, prepared.record["alignment"] = align_and_crop(*clouds, facts, start, how)
-    prepared.record["origin"] = {**scene.origin, "to_world": how}
-    return prepared, replace(protocol, thresholds=protocol.thresholds or (facts.threshold,))
-
-
-def _load(pred: Surface | Path | str, gt: Surface | Path | str) -> Prepared:
+def load_surfaces(pred: Surface | Path | str, gt: Surface | Path | str) -> Prepared:
     """Both surfaces, cleaned."""
     surfaces, record, notes = {}, {}, []
     for role, given in (("pred", pred), ("gt", gt)):
@@ -285,7 +279,8 @@ def _load(pred: Surface | Path | str, gt: Surface | Path | str) -> Prepared:
     return Prepared(surfaces["pred"], surfaces["gt"], record | {"steps": []}, notes)
 
 
-def _check_frame(matrix: np.ndarray) -> None:
+def check_matrix(matrix: np.ndarray) -> None:
+    """Refuse what is no map between frames."""
     if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or abs(np.linalg.det(matrix[:3, :3])) < 1e-18:
         raise UserError("--to-world: expected an invertible 4x4 matrix of finite numbers")
 
@@ -321,7 +316,7 @@ def _diagonal(bounds: np.ndarray) -> float:
     return float(np.linalg.norm(bounds[1] - bounds[0]))
 
 
-def _step(
+def apply_step(
     prepared: Prepared, name: str, facts: Mapping[str, Any], force: bool, apply: Any, *, truth: bool = True
 ) -> None:
     """Apply a step that leaves things out, record how much, and refuse one that leaves nothing."""
@@ -370,7 +365,7 @@ def measure(prepared: Prepared, protocol: Protocol, seed: int = 0) -> Evaluation
     }
     prepared.record["thresholds"] = list(thresholds)
     if pred.is_empty:
-        metrics = _summary([empty_score(thresholds)], thresholds, None, prepared, protocol)
+        metrics = summarize([empty_score(thresholds)], thresholds, None, prepared, protocol)
         return Evaluation(metrics, pred, gt, None, sample_surface(gt, protocol.samples, 2 * seed + 1))
     repeats = 1 if pred.is_cloud and gt.is_cloud else protocol.repeats
     scores, firsts, truths = [], None, []
@@ -387,7 +382,7 @@ def measure(prepared: Prepared, protocol: Protocol, seed: int = 0) -> Evaluation
     else:
         others = truths[1] if len(truths) > 1 else sample_surface(gt, protocol.samples, 2 * (seed + repeats) + 1)
         floor = score_samples(truths[0], others, thresholds)
-    metrics = _summary(scores, thresholds, floor, prepared, protocol)
+    metrics = summarize(scores, thresholds, floor, prepared, protocol)
     return Evaluation(metrics, pred, gt, *firsts)
 
 
@@ -412,13 +407,14 @@ def _with_depth(found: Evaluation, protocol: Protocol, scene: SceneGeometry, see
     return replace(found, metrics=metrics)
 
 
-def _summary(
+def summarize(
     scores: Sequence[Mapping[str, float | None]],
     thresholds: Sequence[float],
     floor: Mapping[str, float | None] | None,
     prepared: Prepared,
     protocol: Protocol,
 ) -> GeometryMetrics:
+    """Metrics of the scores with everything that was done and seen on the way."""
     if scores[0]["normal_consistency"] is None and not prepared.pred.is_empty:
         prepared.notes.append("a cloud without normals has no normal consistency")
     block = {

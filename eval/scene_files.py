@@ -25,6 +25,7 @@ def read_scene_geometry(
     to_world: str | Path | None = None,
     box: Path | None = None,
     unseen: Path | None = None,
+    masks: Path | None = None,
     cameras_wanted: bool = True,
 ) -> SceneGeometry:
     """What the files say; a file that is named goes before what `folder` holds.
@@ -35,6 +36,7 @@ def read_scene_geometry(
         intrinsics: a `cam_params.json`.
         to_world: a file with a 4x4 matrix (`meta_data.json`, `cameras.npz` or 16 numbers), or "identity".
         box: a JSON file with the box that the crop enlarges.
+        masks: a folder with `cameras.npz` and `mask/`, for DTU's mask culling.
         unseen: a .npy file with points [U, 3] of the truth that no camera saw.
         cameras_wanted: whether to read cameras at all.
 
@@ -68,8 +70,49 @@ def read_scene_geometry(
     if unseen is not None:
         points = _read_points(unseen)
         origin["unseen"] = str(unseen)
-    log = None if cameras_wanted else trajectory
-    return SceneGeometry(matrix, frusta, given_box, points, folder, log, origin)
+    views = None
+    if masks is not None:
+        views = read_masked_views(masks)
+        origin["masks"] = str(masks)
+    return SceneGeometry(
+        matrix,
+        frusta,
+        given_box,
+        points,
+        folder,
+        camera_log=None if cameras_wanted else trajectory,
+        masked_views=views,
+        origin=origin,
+    )
+
+
+def read_masked_views(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Projections [C, 3, 4] and masks [C, H, W] of a DTU scan as IDR and NeuS have it: `cameras.npz` (`world_mat_i`)
+    and `mask/`, one picture per camera in the order of their numbers.
+
+    Raises:
+        UserError: files are missing, do not fit each other, or differ in size.
+    """
+    from PIL import Image
+
+    names = ("cameras.npz", "cameras_sphere.npz")
+    cameras = next((path for name in names if (path := folder / name).is_file()), folder / names[0])
+    files = sorted((folder / "mask").glob("*.png"), key=lambda path: (len(path.stem), path.stem))
+    if not files:
+        raise UserError(f"--masks {folder}: no mask/*.png in it; expected a DTU scan as IDR and NeuS have it")
+    try:
+        with np.load(cameras, allow_pickle=False) as arrays:
+            matrices = np.stack([arrays[f"world_mat_{index}"][:3] for index in range(len(files))]).astype(np.float64)
+        pictures = []
+        for path in files:
+            with Image.open(path) as picture:
+                pictures.append(np.asarray(picture.convert("L")) > 127)
+        return matrices, np.stack(pictures)
+    except (OSError, KeyError, ValueError, BadZipFile) as error:
+        raise UserError(
+            f"--masks {folder}: expected world_mat_0 to world_mat_{len(files) - 1} in {cameras.name} and masks of one "
+            f"size; {error!r}"
+        ) from error
 
 
 def _read_points(path: Path) -> np.ndarray:

@@ -1,0 +1,85 @@
+"""Benchmarks with preparations of their own, from the steps of `nfc_splat.eval.protocols`: Tanks and Temples, DTU."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from nfc_splat.errors import UserError
+from nfc_splat.eval import dtu
+from nfc_splat.eval.geometry import nearest_distances, score_distances, without_normals
+from nfc_splat.eval.protocols import (
+    Evaluation,
+    Prepared,
+    Protocol,
+    SceneGeometry,
+    apply_step,
+    check_frames,
+    check_matrix,
+    load_surfaces,
+    summarize,
+)
+from nfc_splat.eval.surface import Samples, Surface, sample_surface, transform_surface
+from nfc_splat.eval.tanks import align_and_crop, align_cameras, read_camera_log, read_tanks_scene
+
+
+def prepare_tanks(
+    pred: Surface | Path | str, gt: Surface | Path | str, protocol: Protocol, scene: SceneGeometry, seed: int
+) -> tuple[Prepared, Protocol]:
+    """Both as voxels inside the crop volume, and the protocol with the scene's threshold. A mesh is sampled densely,
+    once (the toolbox would take its vertices)."""
+    if scene.folder is None:
+        raise UserError(f"--protocol {protocol.name} needs the scene's files: give --scene FOLDER (such as Barn)")
+    facts = read_tanks_scene(scene.folder, (protocol.thresholds or (None,))[0])
+    prepared = load_surfaces(pred, gt)
+    if scene.to_world is not None:
+        start, how = scene.to_world, scene.origin.get("to_world", "the given matrix")
+    elif scene.camera_log is not None:
+        start, how = align_cameras(read_camera_log(scene.camera_log), facts), str(scene.camera_log)
+    else:
+        start, how = facts.to_gt, f"{facts.name}_trans.txt (the prediction is in the reference cameras' frame)"
+    clouds = [Surface(sample_surface(s, protocol.samples, seed).points) for s in (prepared.pred, prepared.gt)]
+    prepared.pred, prepared.gt, prepared.record["alignment"] = align_and_crop(*clouds, facts, start, how)
+    prepared.record["origin"] = {**scene.origin, "to_world": how}
+    return prepared, replace(protocol, thresholds=protocol.thresholds or (facts.threshold,))
+
+
+def evaluate_dtu(
+    pred: Surface | Path | str,
+    gt: Surface | Path | str,
+    protocol: Protocol,
+    scene: SceneGeometry,
+    seed: int,
+    *,
+    force: bool,
+) -> Evaluation:
+    """DTU's own steps; see `nfc_splat.eval.dtu`. Accuracy and completeness are of different parts of the prediction."""
+    if scene.folder is None:
+        raise UserError("--protocol dtu needs ObsMask and Plane files: give --scene, DTU's folder that holds ObsMask/")
+    scan = scene.scan or dtu.scan_number(gt if not isinstance(gt, Surface) else "the truth")
+    observed = dtu.read_observed(scene.folder, scan)
+    prepared = load_surfaces(pred, gt)
+    prepared.record |= {"alignment": None, "origin": dict(scene.origin), "thresholds": list(protocol.thresholds)}
+    if scene.to_world is not None:
+        check_matrix(scene.to_world)
+        prepared.pred = transform_surface(prepared.pred, scene.to_world)
+    check_frames(prepared, moved=scene.to_world is not None, force=force)
+    if scene.masked_views is not None:
+        facts = {"masks": len(scene.masked_views[0]), "dilation": dtu.DILATION}
+        apply_step(
+            prepared, "mask culling", facts, False, lambda s: dtu.cull_by_masks(s, *scene.masked_views), truth=False
+        )
+    points = dtu.thin_to_radius(dtu.mesh_points(prepared.pred), seed=seed)
+    near = points[dtu.in_observed_box(points, observed)]
+    counted = near[dtu.in_observation_mask(near, observed)]
+    truth = prepared.gt.vertices
+    above = truth[dtu.above_ground(truth, observed)]
+    if not len(counted) or not len(above):
+        which = "the prediction is in the observation mask" if not len(counted) else "the truth is above the ground"
+        raise UserError(f"scan {scan}: nothing of {which}; check the frame, lengths are in millimetres")
+    parts = {"points": len(points), "in_box": len(near), "in_mask": len(counted), "truth_above_ground": len(above)}
+    spacing = {"per_mesh": len(points), "of_clouds": "all points", "repeats": 1, "seed": seed}
+    prepared.record |= {"samples": spacing, "observed": {"scan": scan, **parts}, "dropped_beyond": dtu.FARTHEST}
+    sides = Samples(counted), Samples(truth), Samples(above), Samples(near)
+    to_gt, to_pred = nearest_distances(*sides[:2]), nearest_distances(*sides[2:])
+    score = score_distances(to_gt, to_pred, protocol.thresholds, drop_beyond=dtu.FARTHEST) | without_normals()
+    metrics = summarize([score], protocol.thresholds, None, prepared, protocol)
+    return Evaluation(metrics, Surface(counted), Surface(above), sides[0], sides[2])
