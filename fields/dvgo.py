@@ -36,7 +36,7 @@ from nfc_splat.fields.dvgo_config import (
 from nfc_splat.fields.dvgo_config import Config as Config
 from nfc_splat.fields.dvgo_config import preset as preset
 from nfc_splat.fields.dvgo_space import Box, Contracted, Space, contracted_step, inner_steps
-from nfc_splat.fields.dvgo_views import crossing_pixels, near_camera, view_counts
+from nfc_splat.fields.dvgo_views import crossing_pixels, image_rays, near_camera, view_counts
 from nfc_splat.fields.encodings import Positional
 from nfc_splat.fields.marched import MarchedRecipe, warn_of_misses
 from nfc_splat.fields.masked_adam import MaskedAdam
@@ -126,6 +126,10 @@ class Model(MarchedModel):
         model._start(voxels, COARSE_ALPHA if coarse else config.alpha_init)
         model.threshold.fill_(COARSE_THRESHOLD if coarse else thresholds(config)[0])
         log.info("scene:  %s", model.described())
+        if config.bounded == "yes":
+            hit = [model.sample(rays).offsets.diff() > 0 for view in image_rays(geometry.cameras, 8) for rays in view]
+            remedy = "correct the depth range or bounds that its files state, or choose --bounded no"
+            warn_of_misses(torch.cat(hit), "the scene's box", remedy)
         if coarse:
             model._look_from(geometry)
         return model
@@ -299,7 +303,8 @@ class Model(MarchedModel):
             spread = distortion_loss(weights, middle, 1 / len(table), samples.offsets)
             terms["distortion"] = config.distortion * (spread * counts).mean()
         if config.nearclip > 0:
-            raw = extras["features"][samples.t < self.space.near_clip]
+            lengths = samples.rays.directions.norm(dim=-1)[samples.ray]
+            raw = extras["features"][samples.t * lengths < self.space.near_clip]
             terms["nearclip"] = config.nearclip * (raw - raw.detach()).sum()
         return terms
 

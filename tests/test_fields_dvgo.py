@@ -204,6 +204,14 @@ def test_nothing_says_where_the_scene_is():
         Model.initialise(toy_config(bounded="no"), still)
 
 
+def test_a_box_that_rays_miss_is_worth_a_warning(caplog):
+    Model.initialise(toy_config(), ball_geometry())
+    assert not caplog.records
+    bounds = torch.tensor([[50.0, 50.0, 50.0], [51.0, 51.0, 51.0]])
+    Model.initialise(toy_config(coarse_steps=0), ball_geometry(near_far=None, bounds=bounds))
+    assert "only 0.0 % of the rays meet the scene's box: correct the depth range" in caplog.text
+
+
 def test_the_inner_cube_surrounds_the_cameras():
     geometry = ball_geometry()
     center, radius, near_clip = inner_cube(geometry, 1.0, None)
@@ -373,7 +381,8 @@ def test_nearclip_pushes_the_density_in_front_of_cameras_down():
     term = model.regularizers(drawn, batch, 1)["nearclip"]
     assert term == 0
     (gradient,) = torch.autograd.grad(term, model.density.values)
-    near = int((drawn.extras["samples"].t < 0.5).sum())
+    samples = drawn.extras["samples"]
+    near = int(((samples.positions - samples.rays.origins[samples.ray]).norm(dim=-1) < 0.5).sum())
     assert near > 0
     assert gradient.min() >= 0
     assert gradient.sum().item() == pytest.approx(near, rel=1e-4)  # +1 per sample, shared by its eight nodes
@@ -431,7 +440,7 @@ def test_every_number_of_steps_scales_with_the_schedule():
 
 
 def test_the_kind_of_scene_is_seen_by_transparency_and_said(caplog):
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", "nfc_splat"):
         assert Model.initialise(toy_config(), ball_geometry()).coarse
         assert Model.initialise(toy_config(), ball_geometry(has_alpha=False)).config.bounded == "no"
     assert "images are transparent: a bounded scene (--bounded yes)" in caplog.text

@@ -271,7 +271,10 @@ def add_total_variation(grid, grad, size, channels, weight, dense):
     dy, dx = channels * size[2], channels * size[2] * size[1]
     for row in prange(size[0] * size[1]):
         x, y = row // size[1], row % size[1]
-        pull, first = np.zeros(dy, f32), row * dy
+        first = row * dy
+        if not (dense or _any(grad[first : first + dy])):
+            continue
+        pull = np.zeros(dy, f32)
         own = grid[first : first + dy]
         if x > 0:
             _pull(pull, own, grid[first - dx : first - dx + dy])
@@ -284,6 +287,14 @@ def add_total_variation(grid, grad, size, channels, weight, dense):
         _pull(pull[channels:], own[channels:], own[: dy - channels])
         _pull(pull[: dy - channels], own[: dy - channels], own[channels:])
         _add_where(grad[first : first + dy], pull, weight, dense)
+
+
+@kernel
+def _any(values):
+    found = False
+    for k in range(len(values)):
+        found |= values[k] != 0
+    return found
 
 
 @kernel
