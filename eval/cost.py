@@ -7,7 +7,8 @@ them; nothing is written. A cost is the median, over the steps, of the quotient 
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -30,21 +31,18 @@ class _NoRun:
 
 def main(argv: Sequence[str]) -> int:
     """Print the table; returns the exit code."""
-    from nfc_splat.data import load_scene
     from nfc_splat.rendering.kernels.memory import keep_freed_memory
     from nfc_splat.rendering.kernels.threads import set_threads
     from nfc_splat.training.command_line import parse_command_line
+    from nfc_splat.training.load import load_training_scene
 
     config = replace(parse_command_line(argv), quiet=True, log_every=10**9)
     set_threads(config.threads)
     keep_freed_memory()
-    logging.getLogger("nfc_splat").setLevel(logging.ERROR)
-    from nfc_splat.fields import find_method
-
-    undistort = find_method(config.method).load().Model.request == "image"
-    scene = load_scene(config.scene, config.data, undistort=undistort)
-    trainers = {name: _trainer(other, scene) for name, other in variants(config).items()}
-    seconds = take_turns(trainers, config.steps)
+    with _quiet():
+        scene = load_training_scene(config)
+        trainers = {name: _trainer(other, scene) for name, other in variants(config).items()}
+        seconds = take_turns(trainers, config.steps)
     counted = {name: np.array(times[int(SKIPPED * config.steps) :]) for name, times in seconds.items()}
     base = counted["regression"]
     print(f"{config.method}, {config.preset}: {config.steps} steps each, {config.threads} threads, on {config.device}")
@@ -54,6 +52,18 @@ def main(argv: Sequence[str]) -> int:
         rows.append([name, f"{1e3 * np.median(times):.2f} ms", cost])
     print_table(rows, numbers=(1, 2))
     return 0
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What every training would say is said by none."""
+    log = logging.getLogger("nfc_splat")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def variants(config: "TrainConfig") -> dict[str, "TrainConfig"]:
