@@ -396,7 +396,7 @@ def _scatter_to(
     rows = _active_rows(*(_array(gradient.flatten(1)) for gradient in gradients))
     if len(rows) < GATHER_BELOW * len(v_features):
         gradients = [gradient[torch.from_numpy(rows)] for gradient in gradients]
-        planar = make_planar(planar[:, rows].T)
+        planar = make_planar(np.ascontiguousarray(planar[:, rows].T))
     arrays = [_array(gradient) for gradient in gradients]
     scatter = scatter_features if v_jacobian is None else scatter_jacobian
     scatter(planar, levels.arrays, order, *arrays, v_table.numpy(), workers)
