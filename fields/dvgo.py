@@ -12,6 +12,7 @@ Symbols: R rays, M samples, P pixels, X, Y, Z nodes of a grid, K pixels, L logit
 """
 
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
@@ -162,6 +163,11 @@ class Model(MarchedModel):
         step = 0.5 * voxel_size(box, int(self.voxels))
         self.seen = view_counts(geometry.cameras, box, size, step, near, self.config.view_stride)
         self.mask.prune(self.seen > FEW_VIEWS)
+        if not self.mask.occupied.any():
+            raise UserError(
+                f"no voxel is seen by more than {FEW_VIEWS} of the {len(geometry.cameras)} training images, and the "
+                "coarse stage believes no others: train on more images, or choose --coarse-steps 0"
+            )
 
     @property
     def coarse(self) -> bool:
@@ -170,8 +176,10 @@ class Model(MarchedModel):
 
     @property
     def voxel_ratio(self) -> float:
-        """Side of a voxel in base voxels: the length over which a node's opacity is asked."""
-        return (self.config.base_voxels / int(self.voxels)) ** (1 / 3)
+        """Side of a voxel in base voxels, those of the coarse stage being its own: the length over which a node's
+        opacity is asked."""
+        base = self.config.coarse_voxels if self.coarse else self.config.base_voxels
+        return (base / int(self.voxels)) ** (1 / 3)
 
     def described(self) -> str:
         """One line on the scene's space and the grids."""
@@ -250,7 +258,7 @@ class Model(MarchedModel):
         size = grid_size(self.density.box, voxels)
         self.density.resize(size)
         self.features.resize(size)
-        if np.prod(size) <= LARGEST_MASK:
+        if math.prod(size) <= LARGEST_MASK:
             alpha = self.node_alpha(size)
             self.mask = self.mask.resampled(self.density.box, size)
             self.mask.prune(max_pool_grid(alpha) > self.threshold)

@@ -289,6 +289,18 @@ def test_nodes_close_to_cameras_and_hardly_seen_ones_stay_empty():
     assert rates[1]["per_voxel_lr"] is None
 
 
+def test_a_coarse_voxel_is_as_long_as_its_own_base():
+    model = Model.initialise(toy_config(base_voxels=40**3), ball_geometry())
+    assert model.voxel_ratio == 1.0
+    assert fine_model(base_voxels=40**3).voxel_ratio == pytest.approx((40**3 / 2000) ** (1 / 3))
+
+
+def test_two_images_are_too_few_for_a_coarse_stage():
+    few = replace(ball_geometry(), cameras=ball_geometry().cameras[[0, 1]])
+    with pytest.raises(UserError, match="seen by more than 2 of the 2 training images"):
+        Model.initialise(toy_config(), few)
+
+
 def test_view_counts_agree_with_projection():
     """A node in the middle of the box is seen by exactly the cameras whose image it falls into."""
     cameras, box = ball_geometry().cameras, torch.tensor([[-1.5] * 3, [1.5] * 3])
