@@ -9,6 +9,7 @@ Symbols: R rays, M samples, K of them with positive density, L logits per colour
 """
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from nfc_splat.cameras import Rays
+from nfc_splat.errors import UserError
 from nfc_splat.fields.color_head import ColorHead
 from nfc_splat.fields.depth_range import depth_range
 from nfc_splat.fields.encodings import Positional, make_encoding
@@ -40,6 +42,8 @@ from nfc_splat.rendering.samples import Samples, unit_directions
 HASH_LEVELS = HashLevels.between(16, 2, 17, 16, 1024)
 NDC_NEAR = 0.75  # near plane as a share of the scene's nearest depth, as LLFF's loader scales it
 BYTES_PER_SAMPLE = 1500  # of drawing, with encodings and their temporaries
+
+log = logging.getLogger("nfc_splat")
 
 
 class Model(MarchedModel):
@@ -74,13 +78,13 @@ class Model(MarchedModel):
     @classmethod
     def initialise(cls, config: Config, geometry: SceneGeometry) -> Self:
         """Random networks for the scene's depths, or for those that the configuration states."""
-        near, far = depth_range(geometry)
         ndc = None
         if config.space == "ndc":
-            ndc = NormalizedDeviceCoordinates.of_cameras(geometry.cameras, config.near or NDC_NEAR * near)
+            plane = config.near or NDC_NEAR * depth_range(geometry)[0]
+            ndc = NormalizedDeviceCoordinates.of_cameras(geometry.cameras, plane)
             near, far = 0.0, 1.0
         else:
-            near, far = config.near or near, config.far or far
+            near, far = _depths(config, geometry)
         box = _box(geometry, far, ndc)
         return cls(config, torch.tensor([near, far], device=box.device), box, ndc)
 
@@ -188,6 +192,20 @@ class Recipe(MarchedRecipe):
 def _point_encoding(config: Config, box: Tensor | None) -> nn.Module:
     features = {"features": config.fourier_features, "scale": config.fourier_scale}
     return make_encoding(config.encoding, octaves=config.octaves, **features, box=box, levels=HASH_LEVELS)
+
+
+def _depths(config: Config, geometry: SceneGeometry) -> tuple[float, float]:
+    """Where rays start and end: as the configuration states, else as the scene does."""
+    near, far = config.near, config.far
+    if near is None or far is None:
+        of_scene = depth_range(geometry)
+        near, far = near or of_scene[0], far or of_scene[1]
+    if near >= far:
+        flag, value = ("near", near) if config.near is not None else ("far", far)
+        remedy = f"rays would start at {near:.4g} and end at {far:.4g}; state both --near and --far"
+        raise UserError(f"--{flag} {value:g}: {remedy}")
+    log.info("scene:  rays from depth %.4g to %.4g", near, far)
+    return near, far
 
 
 def _box(geometry: SceneGeometry, far: float, ndc: NormalizedDeviceCoordinates | None) -> Tensor:

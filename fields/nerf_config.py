@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, get_args
 from nfc_splat.errors import UserError
 from nfc_splat.fields.encodings import Encoding
 from nfc_splat.fields.mlp import Activation
+from nfc_splat.machine import has_bfloat16
 
 STEP_FIELDS = ("precrop_steps", "lr_decay_steps")
 Space = Literal["world", "ndc"]
@@ -124,8 +125,9 @@ def _paper(space: Space) -> Config:
 
 def _quick(space: Space) -> Config:
     """Minutes on two CPU cores, for images of about 100 to 200 pixels."""
-    shared = {"steps": 4000, "width": 128, "depth": 4, "coarse_samples": 32, "fine_samples": 32, "bf16": True}
-    return replace(_paper(space), **shared, octaves=8, lr=2e-3, lr_decay_steps=4000, precrop_steps=50)
+    sizes = {"width": 128, "depth": 4, "octaves": 8, "coarse_samples": 32, "fine_samples": 32, "rays": 512}
+    schedule = {"steps": 5000, "lr": 2e-3, "lr_decay_steps": 5000, "precrop_steps": 50}
+    return replace(_paper(space), **sizes, **schedule, bf16=has_bfloat16())
 
 
 def preset(name: str, **overrides: Any) -> Config:

@@ -61,7 +61,7 @@ class Config:
     stop: float = 1e-4
     """A ray ends when less than this of its light goes on."""
     weight_threshold: float = 1e-4
-    """Samples that contribute less than this to their pixel are left out."""
+    """Samples that contribute less than this to their pixel are not asked for their colour."""
     grid: int = 128
     """Cells of the occupancy grid along an axis."""
     occupancy_decay: float = 0.95
@@ -99,6 +99,7 @@ class Config:
         _require(self, "base_resolution", 1 <= self.base_resolution <= 1024, "1 to 1024")
         high = f"{self.base_resolution} (--base-resolution) to 524288"
         _require(self, "finest_resolution", self.base_resolution <= self.finest_resolution <= 2**19, high)
+        _require(self, "march_steps", self.march_steps <= 2**16, "1 to 65536")
         _require(self, "grid", self.grid <= 1024, "1 to 1024")
         _require(self, "occupancy_decay", self.occupancy_decay <= 1, "from 0 to 1")
         for name in ("stop", "weight_threshold", "cone"):

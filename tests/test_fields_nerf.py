@@ -261,6 +261,15 @@ def test_depth_range_of_the_scene_or_of_the_flags():
     assert build(stated).depth_range.tolist() == [1.0, 5.0]
     assert build(stated, near=1.5).depth_range.tolist() == [1.5, 5.0]
     assert build(stated, near=1.5, far=9.0).depth_range.tolist() == [1.5, 9.0]
+    one_place = SceneGeometry(ring()[[0]], None, None)
+    assert build(one_place, near=0.5, far=3.0).depth_range.tolist() == [0.5, 3.0]
+
+
+@pytest.mark.parametrize(("flag", "value"), [("near", 8.0), ("far", 0.25)])
+def test_a_flag_beyond_the_other_end_of_the_scene(flag, value):
+    stated = SceneGeometry(ring(), None, None, near_far=(1.0, 5.0))
+    with pytest.raises(UserError, match=f"--{flag} {value:g}: rays would start at .* state both"):
+        build(stated, **{flag: value})
 
 
 def test_the_second_network_sees_all_samples_in_order():

@@ -89,6 +89,7 @@ def test_everything_counted_in_steps_scales():
         {"lr": math.nan},
         {"cone": 0.0},
         {"grid": 4000},
+        {"march_steps": 100_000},
         {"occupancy_decay": 1.5},
         {"box_scale": 0.0},
     ],

@@ -27,6 +27,7 @@ from nfc_splat.rendering.packed import accumulate, render_weights
 from nfc_splat.rendering.samples import Samples, flat_rays
 
 RENDER_BYTES = 2**28  # memory for the samples of one chunk of rays when drawing
+NORMALS_FACTOR = 3  # of that for what the gradient of alpha keeps
 
 
 class Field(Protocol):
@@ -79,7 +80,7 @@ class MarchedModel(SceneModel):
         return _reshaped(drawn, request)
 
     def _rays_at_once(self) -> int:
-        return max(1, RENDER_BYTES // self.ray_bytes)
+        return max(1, RENDER_BYTES // (self.ray_bytes * (NORMALS_FACTOR if self.draw_normals else 1)))
 
 
 def composite(
@@ -98,7 +99,8 @@ def composite(
         samples: M samples of R rays.
         background: behind the scene, added after decoding.
         alpha_threshold: samples with a smaller or equal alpha are taken for empty.
-        weight_threshold: colours are only asked for where the weight is larger.
+        weight_threshold: colours are only asked for where the weight is larger; a sample with less still hides what
+            is behind it, but adds no colour.
         stop: a ray ends once less than this of it goes on.
 
     Returns:
