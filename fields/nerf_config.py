@@ -126,7 +126,7 @@ def _paper(space: Space) -> Config:
 def _quick(space: Space) -> Config:
     """Minutes on two CPU cores, for images of about 100 to 200 pixels."""
     sizes = {"width": 128, "depth": 4, "octaves": 8, "coarse_samples": 32, "fine_samples": 32, "rays": 512}
-    schedule = {"steps": 5000, "lr": 2e-3, "lr_decay_steps": 5000, "precrop_steps": 50}
+    schedule = {"steps": 3500, "lr": 2e-3, "lr_decay_steps": 3500, "precrop_steps": 50}
     return replace(_paper(space), **sizes, **schedule, bf16=has_bfloat16())
 
 
