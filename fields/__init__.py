@@ -58,6 +58,12 @@ METHODS = {
             "nfc_splat.fields.nerf",
             preset_fields=("space",),
         ),
+        Method(
+            "neus",
+            "a signed distance field and its surface (NeuS, Wang et al. 2021)",
+            "nfc_splat.fields.neus",
+            loss_weight=20.0,
+        ),
     )
 }
 

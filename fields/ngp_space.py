@@ -144,13 +144,13 @@ def choose_space(config: Config, geometry: SceneGeometry) -> Space:
         kind = "box" if geometry.has_alpha or geometry.bounds is not None else "contracted"
     near, _ = depth_range(geometry)
     if kind == "box":
-        center, radius = _box(geometry)
+        center, radius = enclosing_cube(geometry)
         return Space(center, radius * config.box_scale, near / 2, False, config)
     center, radius = _surroundings(geometry)
     return Space(center, radius * config.box_scale, near / 2, True, config)
 
 
-def _box(geometry: SceneGeometry) -> tuple[Tensor, float]:
+def enclosing_cube(geometry: SceneGeometry) -> tuple[Tensor, float]:
     """Centre and half side of a cube: around the stated bounds; else around the points; else as wide as what the
     cameras see about the point that they look at."""
     if geometry.bounds is not None:

@@ -26,6 +26,8 @@ class Batch:
         target: [*request, 3] in [0, 1], composited over `background`.
         mask: [*request] float weights, 1 = counts, 0 = ignored; None when every pixel counts.
         background: [3], or [P, 3] where every ray has its own.
+        foreground: [P] float, 1 where a pixel shows the object and 0 where what lies behind it, for rays of scenes that
+            say so, by masks or by transparency; else None.
     """
 
     cameras: Cameras
@@ -33,6 +35,7 @@ class Batch:
     target: Tensor
     mask: Tensor | None
     background: Tensor
+    foreground: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ class SceneGeometry:
         near_far: depth range that the scene's files state, along camera z, or None.
         bounds: [2, 3] lowest and highest corner of a box that the files state, or None.
         has_alpha: whether images are transparent where the scene is empty.
+        sphere: [4] float32, centre and radius of a sphere that the files state around what is wanted, or None.
     """
 
     cameras: Cameras
@@ -78,6 +82,7 @@ class SceneGeometry:
     near_far: tuple[float, float] | None = None
     bounds: Tensor | None = None
     has_alpha: bool = False
+    sphere: Tensor | None = None
 
     @property
     def extent(self) -> float:

@@ -82,11 +82,11 @@ def scene_geometry(scene: "Scene", device: str) -> "SceneGeometry":
     """What a method is told of the scene, on `device`."""
     from nfc_splat.fields.recipe import SceneGeometry
 
-    points, colors, bounds = (
-        None if part is None else part.to(device) for part in (scene.points, scene.colors, scene.bounds)
+    points, colors, bounds, sphere = (
+        None if part is None else part.to(device) for part in (scene.points, scene.colors, scene.bounds, scene.sphere)
     )
     cameras = scene.splits["train"].cameras.to(device)
-    return SceneGeometry(cameras, points, colors, scene.near_far, bounds, scene.has_alpha)
+    return SceneGeometry(cameras, points, colors, scene.near_far, bounds, scene.has_alpha, sphere)
 
 
 def _begin(

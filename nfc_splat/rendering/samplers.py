@@ -72,14 +72,20 @@ def sample_pdf(edges: Tensor, weights: Tensor, count: int, *, jitter: bool) -> T
     Returns:
         [R, N], not sorted with `jitter`.
     """
-    density = weights + 1e-5
-    cumulative = (density / density.sum(1, keepdim=True)).cumsum(1)
-    cumulative = torch.cat([torch.zeros_like(cumulative[:, :1]), cumulative], 1)
     if jitter:
         u = torch.rand(len(edges), count, device=edges.device, dtype=edges.dtype)
     else:
-        u = torch.linspace(0, 1, count, device=edges.device, dtype=edges.dtype).expand(len(edges), count).contiguous()
-    above = torch.searchsorted(cumulative, u, right=True)
+        u = torch.linspace(0, 1, count, device=edges.device, dtype=edges.dtype).expand(len(edges), count)
+    return invert_pdf(edges, weights, u)
+
+
+def invert_pdf(edges: Tensor, weights: Tensor, u: Tensor) -> Tensor:
+    """Where the cumulative sums of `weights` + 1e-5 reach the shares `u`: [R, N], of [R, B + 1] edges, [R, B] weights
+    and [R, N] shares in [0, 1]."""
+    density = weights + 1e-5
+    cumulative = (density / density.sum(1, keepdim=True)).cumsum(1)
+    cumulative = torch.cat([torch.zeros_like(cumulative[:, :1]), cumulative], 1)
+    above = torch.searchsorted(cumulative, u.contiguous(), right=True)
     last = edges.shape[1] - 1
     below, above = (above - 1).clamp(0, last), above.clamp(0, last)
     low, high = cumulative.gather(1, below), cumulative.gather(1, above)

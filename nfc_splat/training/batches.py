@@ -57,13 +57,14 @@ class Batches:
     def load_pixels(self, numbers: Tensor, background: Tensor) -> Batch:
         """The pixels `numbers` [P] over `background` [3] or [P, 3], which is on the training device."""
         pixels = self._pixels
-        weights = pixels.weights_of(numbers)
+        weights, foreground = pixels.weights_of(numbers), pixels.foreground_of(numbers)
         return Batch(
             self._cameras,
             pixels.places(numbers).to(self._device),
             pixels.targets(numbers, background.cpu()).to(self._device),
             None if weights is None else weights.to(self._device),
             background,
+            None if foreground is None else foreground.to(self._device),
         )
 
     @cached_property

@@ -5,7 +5,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from nfc_splat.data.config import DataConfig
 from nfc_splat.errors import UserError
@@ -17,6 +17,7 @@ from nfc_splat.training.plain import from_plain, to_plain
 # These may change when a run is resumed: they do not touch what is learned, or the scene's hash covers them.
 FREE = {"scene", "out", "resume", "overwrite", "device", "protocol", "threads", "quiet", "log_every", "checkpoints"}
 AUTO_METHOD = "3dgs"
+Preset = Literal["auto", "quick", "paper", "paper-original"]
 FREE_DATA = {"format", "allow_missing", "allow_external_paths", "max_pixels", "image_cache_gb"}
 
 
@@ -45,7 +46,7 @@ class TrainConfig:
     """Folder of the scene. Not needed with --resume PATH."""
 
     method: str = "auto"
-    """What to train: 3dgs, dvgo, nerf or ngp. "auto" chooses for you (today, 3dgs)."""
+    """What to train: 3dgs, dvgo, nerf, neus or ngp. "auto" chooses for you (today, 3dgs)."""
 
     loss: Literal["regression", "classification", "bitwise"] = "regression"
     """The method's own loss, or that plus NFC's (arXiv 2403.01058): of colours, or of bits (Eq. 3; fields only)."""
@@ -59,9 +60,10 @@ class TrainConfig:
     loss_eps_low: float = EPS_LOW
     """The classification loss clamps colours at this from below."""
 
-    preset: Literal["auto", "quick", "paper"] = "auto"
-    """Where the method's settings come from: quick (minutes on two CPU cores) or paper (the published ones, for a GPU).
-    "auto" follows the device. Every setting can still be overridden."""
+    preset: Preset = "auto"
+    """Where the method's settings come from: quick (minutes on two CPU cores) or paper (the published ones, for a GPU);
+    paper-original (neus) is the authors' where paper is a later implementation's. "auto" follows the device. Every
+    setting can still be overridden."""
 
     out: Path | None = None
     """Run folder. None is runs/SCENE-METHOD-LOSS."""
@@ -115,14 +117,14 @@ def default_config(
     Args:
         scene: folder of the scene.
         method: name of a method, or "auto".
-        preset: "quick", "paper" or "auto".
+        preset: "quick", "paper", another one that the method has, or "auto".
         steps: None for the preset's. Another number scales whatever the method keys to a step.
         device: decides the preset when that is "auto".
         chosen: values of the method's `preset_fields`.
     """
     method = AUTO_METHOD if method == "auto" else method
     module = find_method(method).load()
-    if preset not in ("auto", "quick", "paper"):
+    if preset not in get_args(Preset):
         raise UserError(f"--preset {preset}: expected auto, quick or paper")
     if preset == "auto":
         preset = "paper" if choose_device(device) == "cuda" else "quick"

@@ -16,6 +16,7 @@ class Pixels:
         first: [C + 1] int64, number of each image's first pixel; the last entry is N.
         values: [N, 3 | 4] uint8, the fourth channel straight alpha, opaque where an image has none.
         weights: [N] uint8, 255 = counts, 0 = ignored; None without masks.
+        foreground: [N] uint8, 255 = shows the object, 0 = what lies behind it; None without masks that say so.
         counted: [K] int64, the numbers of the pixels whose weight is not 0; None when that is all of them.
     """
 
@@ -25,6 +26,7 @@ class Pixels:
         channels = max(split.image(index).shape[2] for index in range(len(split)))
         self.values = torch.full((len(self), channels), 255, dtype=torch.uint8)
         self.weights: Tensor | None = None
+        self.foreground: Tensor | None = None
         for index, (start, stop) in enumerate(pairwise(self.first.tolist())):
             image, mask = split.image(index), split.mask(index)
             self.values[start:stop, : image.shape[2]] = image.reshape(-1, image.shape[2])
@@ -32,6 +34,10 @@ class Pixels:
                 if self.weights is None:
                     self.weights = torch.full((len(self),), 255, dtype=torch.uint8)
                 self.weights[start:stop] = (255 * mask).round().to(torch.uint8).reshape(-1)
+            if (shown := split.foreground(index)) is not None:
+                if self.foreground is None:
+                    self.foreground = torch.full((len(self),), 255, dtype=torch.uint8)
+                self.foreground[start:stop] = (255 * shown).round().to(torch.uint8).reshape(-1)
         self.counted = None if self.weights is None else self.weights.nonzero()[:, 0]
 
     def __len__(self) -> int:
@@ -63,3 +69,9 @@ class Pixels:
     def weights_of(self, numbers: Tensor) -> Tensor | None:
         """[P] in [0, 1], or None when every pixel counts."""
         return None if self.weights is None else self.weights[numbers].float() / 255
+
+    def foreground_of(self, numbers: Tensor) -> Tensor | None:
+        """[P] in [0, 1], from the masks or else the transparency of the images; None where a scene has neither."""
+        if self.foreground is not None:
+            return self.foreground[numbers].float() / 255
+        return self.values[numbers, 3].float() / 255 if self.values.shape[1] == 4 else None

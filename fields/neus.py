@@ -1,0 +1,355 @@
+"""NeuS (Wang et al. 2021): a surface as the zero set of a signed distance field, learned by volume rendering.
+
+One network gives the distance, its gradient and features of a point, another one the colour; a ray's sections are as
+opaque as the sigmoid of the distance falls within them (`sdf_alpha`). With a hash grid for the points, and an occupancy
+grid that follows the surface, it trains in minutes on a CPU. The base loss is L1.
+
+Differences from both implementations: transmittance is the product of 1 - alpha (there 1 - alpha + 1e-7); the field is
+not contracted outside of its region, where no ray asks for it; nothing is drawn nearer than 0.05 radii.
+
+Symbols: R rays, M samples, K of them in the region and B behind it, F features, L logits per colour channel. Local
+coordinates and lengths are in radii of the region.
+"""
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.optim import Adam, Optimizer
+
+from nfc_splat.cameras import Rays
+from nfc_splat.fields.color_head import ColorHead
+from nfc_splat.fields.distance_grid import DistanceGrid
+from nfc_splat.fields.marched import MarchedRecipe, probe_rays
+from nfc_splat.fields.neus_config import Config as Config
+from nfc_splat.fields.neus_config import preset as preset
+from nfc_splat.fields.neus_networks import Background, ColorNetwork
+from nfc_splat.fields.neus_region import Region, choose_region, joined
+from nfc_splat.fields.point_cloud_file import write_point_cloud
+from nfc_splat.fields.recipe import Batch, Sampling, SceneGeometry
+from nfc_splat.fields.sdf_alpha import Sharpness, section_alpha
+from nfc_splat.fields.sdf_network import HashFeatures, Octaves, SDFNetwork
+from nfc_splat.losses import l1
+from nfc_splat.rendering import Rendering
+from nfc_splat.rendering.hash_encoding import HashLevels
+from nfc_splat.rendering.level_set import LevelSet
+from nfc_splat.rendering.march import MarchedModel, composite
+from nfc_splat.rendering.packed import accumulate
+from nfc_splat.rendering.samples import Samples, unit_directions
+
+FEWEST_RAYS = 64
+EIKONAL_RADIUS = 1.2
+WEIGHT_THRESHOLD = 1e-4  # of a sample's share of its pixel, below which its colour is left out, with even steps
+REACH = 8.0  # over s: beyond this distance the sigmoid is within e^-8 of its end
+ROWS_AT_ONCE = 2**16
+EXPORT_CELLS = 160  # along an axis, for the point cloud
+BYTES_PER_ACTIVATION = 12  # of drawing a sample: value, slope and a temporary
+
+log = logging.getLogger("nfc_splat")
+
+
+class Model(MarchedModel):
+    """A signed distance field over a `Region`, negative inside of matter.
+
+    Attributes:
+        sdf, colors, sharpness: the two networks and s.
+        behind: what is behind the region, or None.
+        grid: where the surface may be, for even steps; else None.
+        steps_done: [] int64 training steps, which the annealing and the levels follow.
+    """
+
+    steps_done: Tensor
+
+    def __init__(self, config: Config, region: Region, behind: str, table: Tensor | None = None) -> None:
+        """behind: "none", "contracted" or "sphere". table: of the hash grid, or None without one."""
+        super().__init__()
+        self.config, self.region = config, region
+        self.head = ColorHead(config.target_encoding)
+        self.encoding = self.head.encoding
+        self.sdf = _sdf_network(config, bool(region.inside_out), table)
+        self.colors = ColorNetwork(config, self.head.out_features)
+        self.sharpness = Sharpness(config.sharpness)
+        self.behind = None if behind == "none" else Background(behind, config, self.head.out_features)
+        self.grid = DistanceGrid(config.grid) if config.sampler == "occupancy" else None
+        self.register_buffer("steps_done", torch.tensor(0))
+        self.advance(0)
+
+    @classmethod
+    def initialise(cls, config: Config, geometry: SceneGeometry) -> Self:
+        """About a sphere in the region that suits the scene."""
+        region = choose_region(config, geometry)
+        log.info("region: %s", region.described())
+        region.warn_of_misses(probe_rays(geometry.cameras.to("cpu")))
+        behind = config.background
+        if behind == "auto":
+            behind = "none" if geometry.has_alpha or region.inside_out else "contracted"
+        table = _levels(config).table() if config.point_encoding == "hash" else None
+        return cls(config, region, behind, table)
+
+    @classmethod
+    def from_tensors(cls, config: Config, tensors: Mapping[str, Tensor]) -> Self:
+        """Rebuild from a checkpoint."""
+        facts = float(tensors["region.radius"]), bool(tensors["region.inside_out"])
+        region = Region(tensors["region.center"], *facts, config)
+        kind = "sphere" if "behind.feature.weight" in tensors else "contracted"
+        behind = kind if "behind.density.weight" in tensors else "none"
+        model = cls(config, region, behind, tensors.get("sdf.encoding.table"))
+        model.load_state_dict(dict(tensors))
+        model.advance(int(model.steps_done))
+        return model
+
+    def advance(self, steps: int) -> None:
+        """Note that `steps` training steps are done: the annealing and the levels in use follow."""
+        config = self.config
+        self.steps_done.fill_(steps)
+        self.anneal = min(1.0, steps / config.anneal_steps) if config.anneal_steps else 1.0
+        if isinstance(self.sdf.encoding, HashFeatures):
+            self.sdf.encoding.active = min(config.levels, config.first_levels + steps // config.level_every)
+
+    @property
+    def ray_bytes(self) -> int:
+        """Memory that drawing a ray may take."""
+        config = self.config
+        each = BYTES_PER_ACTIVATION * (config.width * config.depth + config.color_width * config.color_depth)
+        share = min(1.0, 4 * self.grid.share) if self.grid else 0.0
+        count = share * config.march_steps if self.grid else config.coarse_samples + config.fine_samples
+        return int(each * (1 + count + config.background_samples * (self.behind is not None)))
+
+    def march(self, rays: Rays, background: Tensor) -> Rendering:
+        """See `MarchedModel.march`. `extras` also has "gradients" [K, 3] and "points" [K, 3], local, of all samples in
+        the region, and "marched", how many samples there are."""
+        if self.grid is not None:
+            samples, threshold = self.region.steps(rays, self.grid.occupied, self.training), WEIGHT_THRESHOLD
+        else:
+            samples, threshold = self.region.sections(rays, self.sdf.distance, self.training), 0.0
+        outside = None
+        if self.behind is not None:
+            samples, outside = joined(samples, self.region.behind(rays, self.behind.kind, self.training))
+            if self.behind.kind == "sphere":
+                outside |= self.region.to_local(samples.positions).norm(dim=-1) >= 1
+        drawing = _Pass(self, samples, outside)
+        drawn = composite(drawing, samples, background, weight_threshold=threshold)
+        extras = drawn.extras | {"gradients": drawing.gradients, "points": drawing.points, "marched": len(samples)}
+        normal = drawing.normals(drawn) if self.draw_normals else None
+        return replace(drawn, normal=normal, extras=extras)
+
+    def regularizers(self, rendering: Rendering, batch: Batch, step: int) -> dict[str, Tensor]:
+        """The eikonal term, and the opacities' cross entropy with the masks where there are any."""
+        config, extras = self.config, rendering.extras
+        gradients = extras["gradients"]
+        if config.eikonal_region == "sphere":
+            gradients = gradients[extras["points"].norm(dim=-1) < EIKONAL_RADIUS]
+        terms = {"eikonal": config.eikonal_weight * _eikonal(gradients)}
+        if config.eikonal_points:
+            points = 2 * torch.rand(config.eikonal_points, 3, device=gradients.device) - 1
+            terms["eikonal"] = terms["eikonal"] + config.eikonal_weight * _eikonal(self.sdf(points)[2])
+        if config.mask_weight and batch.foreground is not None:
+            alpha = rendering.alpha[..., 0].clamp(1e-3, 1 - 1e-3)
+            terms["mask"] = config.mask_weight * F.binary_cross_entropy(alpha, batch.foreground, weight=batch.mask)
+        return terms
+
+    @torch.no_grad()
+    def distance(self, points: Tensor) -> Tensor:
+        """Signed distances [N] in world units of world points [N, 3], about; negative inside of matter."""
+        parts = self.region.to_local(points).split(ROWS_AT_ONCE)
+        return torch.cat([self.sdf.distance(part) for part in parts]) * self.region.radius
+
+    def level_set(self) -> LevelSet:
+        """The surface, for mesh extraction."""
+        return LevelSet(lambda points: -self.distance(points), 0.0, self.region.bounds.clone())
+
+
+class _Pass:
+    """The field's answers along the rays of one request, as the marcher's `Field`.
+
+    What `alpha` hands on is a sample's row among those in the region [0, K) or, K higher, among those behind it.
+    """
+
+    draw_normals = False
+
+    def __init__(self, model: Model, samples: Samples, outside: Tensor | None) -> None:
+        """outside: [M] bool, which of `samples` the background's network answers; None for none."""
+        self.model, self.encoding = model, model.encoding
+        self.outside = outside
+        views = unit_directions(samples.rays)
+        inner = slice(None) if outside is None else (~outside).nonzero()[:, 0]
+        self.inner = inner
+        self.points = model.region.to_local(samples.positions)[inner].detach()
+        self.directions = views.index_select(0, samples.ray[inner])
+        self.distances, self.features, self.gradients = model.sdf(self.points)
+
+    def alpha(self, samples: Samples) -> tuple[Tensor, Tensor]:
+        """Opacities [M] of all samples, and their rows [M]."""
+        model, radius = self.model, self.model.region.radius
+        slope = (self.gradients * self.directions).sum(-1)
+        widths, s = samples.widths / radius, model.sharpness()
+        anneal = model.anneal if model.training else 1.0
+        near = section_alpha(self.distances, slope, widths[self.inner], s, anneal)
+        if self.outside is None:
+            return near, torch.arange(len(near), device=near.device)
+        rows = self.outside.nonzero()[:, 0]
+        points = model.region.to_local(samples.positions.index_select(0, rows))
+        directions = unit_directions(samples.rays).index_select(0, samples.ray[rows])
+        far, self.logits = model.behind(points, directions, widths[rows])
+        order = torch.cat([self.inner, rows])
+        place = torch.empty_like(order).index_copy(0, order, torch.arange(len(order), device=order.device))
+        return torch.cat([near, far]).index_select(0, place), place
+
+    def color(self, samples: Samples, features: Tensor) -> Tensor:
+        """Decoded colours [M, 3], with the bits' probabilities behind them if the model draws them."""
+        if self.outside is None:
+            return self._near_color(features)
+        near, far = ((features < len(self.points)), (features >= len(self.points)))
+        order = torch.cat([near.nonzero()[:, 0], far.nonzero()[:, 0]])
+        behind = self.model.head(self.logits[features[far] - len(self.points)], bits=self.model.draw_bits)
+        colors = torch.cat([self._near_color(features[near]), behind])
+        return torch.empty_like(colors).index_copy(0, order, colors)
+
+    def _near_color(self, rows: Tensor) -> Tensor:
+        """Colours of samples in the region."""
+        model = self.model
+        parts = (self.points, self.directions, self.gradients, self.features)
+        if len(rows) < len(self.points):  # rows ascend, so as many as there are is all of them
+            parts = tuple(part.index_select(0, rows) for part in parts)
+        colors = model.head(model.colors(*parts), bits=model.draw_bits)
+        padding = model.config.color_padding if model.encoding is None else 0.0
+        return colors * (1 + 2 * padding) - padding if padding else colors
+
+    def normals(self, drawn: Rendering) -> Tensor:
+        """[R, 3] unit normals, 0 where nothing of the region is hit."""
+        samples, weights, rows = (drawn.extras[name] for name in ("samples", "weights", "features"))
+        near = (rows < len(self.points)).to(weights)
+        gradients = self.gradients.index_select(0, rows.clamp_max(len(self.points) - 1))
+        return F.normalize(accumulate(weights * near, gradients, samples.offsets), dim=-1)
+
+
+class Recipe(MarchedRecipe):
+    """Adam with a warm-up and a cosine; the grid of distances follows the field."""
+
+    def __init__(self, config: Config, geometry: SceneGeometry) -> None:
+        super().__init__(config, geometry)
+        self.adaptive = config.sampler == "occupancy"
+        self.rays = min(FEWEST_RAYS, config.rays) if self.adaptive else config.rays
+
+    def sampling(self, step: int) -> Sampling:
+        """Pixels of all images or of one; over random colours where images are transparent and nothing is behind."""
+        if self.config.batching == "image":
+            return Sampling("image_rays", rays=self.rays)
+        alone = self.geometry.has_alpha and self.config.background in ("auto", "none")
+        return Sampling("shuffled_rays", rays=self.rays, background="random" if alone else "scene")
+
+    def photometric(self, rendering: Rendering, batch: Batch) -> Tensor:
+        """The absolute error, its mean over rays and its mean or sum over channels."""
+        error = l1(rendering.color, batch.target, mask=batch.mask)
+        return 3 * error if self.config.l1 == "sum" else error
+
+    def optimizers(self, model: Model) -> dict[str, Optimizer]:
+        """Adam over the fields and, where there is one, over the background; the first update has the learning rate of
+        step 0."""
+        config, factor = self.config, self.rate(0)
+        table = [p for name, p in model.named_parameters() if name.endswith("table")]
+        behind = [] if model.behind is None else list(model.behind.parameters())
+        apart = {id(p) for p in (*table, *behind)}
+        networks = [p for p in model.parameters() if id(p) not in apart]
+        groups = [("table", table, config.table_lr), ("networks", networks, config.lr)]
+        fields = [{"params": ps, "name": name, "lr": factor * lr} for name, ps, lr in groups if ps]
+        shared = {"eps": config.adam_eps, "fused": True}
+        found = {"fields": Adam(fields, **shared)}
+        if behind:
+            found["background"] = Adam([{"params": behind, "name": "background", "lr": factor * config.lr}], **shared)
+        return found
+
+    def rate(self, step: int) -> float:
+        """The share of the highest learning rates that applies after `step` steps."""
+        config = self.config
+        if step < config.warmup_steps:
+            return step / config.warmup_steps
+        part = min(1.0, (step - config.warmup_steps) / (config.decay_steps - config.warmup_steps))
+        return config.lr_floor + (1 - config.lr_floor) * 0.5 * (1 + math.cos(math.pi * part))
+
+    def after_step(
+        self, model: Model, optimizers: dict[str, Optimizer], rendering: Rendering, step: int
+    ) -> dict[str, float]:
+        """Set the next step's learning rates, annealing, levels, grid and number of rays."""
+        config, factor = self.config, self.rate(step)
+        for optimizer in optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = factor * (config.table_lr if group["name"] == "table" else config.lr)
+        model.advance(step)
+        figures = {"s": float(model.sharpness().detach())}
+        if self.adaptive:
+            if step % config.update_every == 0:
+                model.grid.update(model.sdf.distance, REACH / figures["s"])
+            marched = rendering.extras["marched"]
+            figures |= {"rays": self.rays, "samples": marched, "occupied": model.grid.share}
+            wanted = self.rays * config.samples / max(marched, 1)
+            # At most twice as many: one batch that happened to look past the scene must not be followed by a huge one.
+            self.rays = int(min(max(wanted, FEWEST_RAYS), 2 * self.rays, config.rays))
+        return figures
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"rays": torch.tensor(self.rays)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.rays = int(state["rays"])
+
+
+def _eikonal(gradients: Tensor) -> Tensor:
+    """Mean of (|g| - 1)^2 over [K, 3]; 0 of none."""
+    return (gradients.norm(dim=-1) - 1).square().sum() / max(len(gradients), 1)
+
+
+def _sdf_network(config: Config, inside_out: bool, table: Tensor | None) -> SDFNetwork:
+    encoding = Octaves(config.octaves, config.spare_inputs) if table is None else HashFeatures(_levels(config), table)
+    return SDFNetwork(
+        encoding,
+        width=config.width,
+        depth=config.depth,
+        features=config.features,
+        skip=4 if config.depth >= 8 else None,
+        bias=config.bias,
+        inside_out=inside_out,
+        weight_norm=config.weight_norm,
+    )
+
+
+def _levels(config: Config) -> HashLevels:
+    return HashLevels.between(
+        config.levels, 2, config.log2_table_size, config.base_resolution, config.finest_resolution
+    )
+
+
+@torch.no_grad()
+def export(model: Model, folder: Path) -> list[Path]:
+    """Write `point_cloud.ply`: points on the surface, in the scene's frame and units, with the colour that each has
+    seen straight on."""
+    side = torch.linspace(-1 + 1 / EXPORT_CELLS, 1 - 1 / EXPORT_CELLS, EXPORT_CELLS, device=model.region.center.device)
+    parts = [_surface(model, part) for part in torch.cartesian_prod(side, side, side).split(ROWS_AT_ONCE)]
+    points, colors = (torch.cat(column) for column in zip(*parts, strict=True))
+    if not len(points):
+        log.warning("the field has no surface in its region: the point cloud is empty")
+    path = Path(folder) / "point_cloud.ply"
+    write_point_cloud(path, points, colors)
+    return [path]
+
+
+def _surface(model: Model, centers: Tensor) -> tuple[Tensor, Tensor]:
+    """World positions [N', 3] and colours [N', 3] of the surface in those of the cells about local `centers` [N, 3]
+    that it passes through."""
+    cell = 2 / EXPORT_CELLS
+    points = centers[model.sdf.distance(centers).abs() < cell]
+    starts = points
+    for _ in range(3):
+        distance, features, gradient = model.sdf(points)
+        points = points - (distance / gradient.square().sum(-1).clamp_min(0.01))[:, None] * gradient
+    distance, features, gradient = model.sdf(points)
+    here = (distance.abs() < 0.1 * cell) & ((points - starts).abs() <= 0.5 * cell).all(-1)
+    points, features, gradient = points[here], features[here], gradient[here]
+    colors = model.head(model.colors(points, -F.normalize(gradient, dim=-1), gradient, features))
+    return model.region.center + model.region.radius * points, colors
