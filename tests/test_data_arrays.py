@@ -212,6 +212,10 @@ ARCHIVES = {
         archive_with(lambda a: a.writestr("mat_0.npy", saved(np.zeros((100, 100))))),
         "claims 80128 bytes",
     ),
+    "more than a matrix": (
+        archive_with(lambda a: a.writestr("mat_0.npy", saved(np.zeros(1500)))),
+        "mat_0: 1500 numbers, expected one matrix of at most 16",
+    ),
     "a bomb": (archive_with(lambda a: a.writestr("mat_0.npy", bytes(10_000_000))), "claims 10000000 bytes"),
     "a bomb that claims little": (archive_with(understate), "mat_0"),
     "encrypted": (lambda path: flagged(path, 0, 1), "encrypted or compressed in an unusual way"),
@@ -235,6 +239,23 @@ def test_bad_archives_are_refused_without_inflating(tmp_path, case):
     assert needle in message
     assert "\n" not in message
     assert peak < 3e6
+
+
+def test_many_arrays_within_an_archive_allocate_nothing(tmp_path):
+    """Compressed zeros: 2000 times 16 KB out of 350 KB, so that an archive of the largest size would hold gigabytes."""
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        for number in range(2000):
+            archive.writestr(f"mat_{number}.npy", saved(np.zeros(4000, np.float32)))
+    assert (tmp_path / "a.npz").stat().st_size < 500_000
+    tracemalloc.start()
+    try:
+        result, message = result_or_refusal(lambda: read_npz(tmp_path / "a.npz", ANY))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert result is None
+    assert "mat_0: 4000 numbers" in message
+    assert peak < 5e6
 
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -1,6 +1,7 @@
 """What a folder is taken for, and what is said when it is nothing."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -92,6 +93,28 @@ def test_paths_that_are_no_folders(tmp_path):
     (tmp_path / "scene.zip").write_bytes(b"PK")
     with pytest.raises(UserError, match="unpack archives first"):
         load_scene(tmp_path / "scene.zip", undistort=True)
+
+
+def loop(root):
+    os.symlink("loop", root / "loop")
+    return root / "loop"
+
+
+PATHS = {
+    "a loop of links": (loop, "cannot be followed"),
+    "a name too long": (lambda root: root / ("x" * 300), "File name too long"),
+    "an unknown home": (lambda root: "~nobody-of-this-name/scene", "cannot be followed"),
+    "a NUL character": (lambda root: f"{root}/a\0b", "cannot be followed"),
+}
+
+
+@pytest.mark.parametrize("case", PATHS)
+def test_paths_that_the_system_refuses(tmp_path, case):
+    make, needle = PATHS[case]
+    path = make(tmp_path)
+    for find in (detect_format, lambda path: load_scene(path, undistort=True)):
+        with pytest.raises(UserError, match=needle):
+            find(path)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
-"""DTU in IDR's and NeuS's form: projections taken apart, the sphere, masks of the object, and hostile archives."""
+"""DTU in IDR's and NeuS's form: projections taken apart, the sphere, and hostile archives."""
 
-import json
 import os
 import shutil
 from dataclasses import replace
@@ -10,23 +9,18 @@ import pytest
 import torch
 from data_scenes import (
     COUNT,
-    HEIGHT,
     SPHERE,
-    WIDTH,
     Known,
     dtu_matrices,
     intrinsics,
-    sdfstudio_content,
     write_dtu,
     write_png,
-    write_sdfstudio,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nfc_splat.data import DataConfig, detect_format, load_scene
 from nfc_splat.data.projection import decompose
-from nfc_splat.data.suspects import scene_findings
 from nfc_splat.errors import UserError
 
 
@@ -186,99 +180,6 @@ def test_the_folder_may_have_another_name(root, folder):
     assert load_scene(root, undistort=True).splits["test"].names[0] == f"{folder}/000000.png"
 
 
-# --- masks ------------------------------------------------------------------------------------------------------------
-
-
-def test_masks_show_the_object_and_every_pixel_counts(root):
-    scene = load(root)
-    train = scene.splits["train"]
-    expected = torch.zeros(HEIGHT, WIDTH)
-    expected[:, : WIDTH // 2] = 1
-    for i in range(len(train)):
-        assert torch.equal(train.foreground(i), expected)
-        assert train.mask(i) is None
-    assert any("every pixel counts all the same" in notice for notice in scene.notices)
-    found = {finding.subject: finding.text for finding in scene_findings(scene, None)["Images"]}
-    assert found["foreground"] == "12 images with a mask, 50 % of the pixels of the object"
-    assert "masks" not in found
-
-
-def test_the_background_is_ignored_when_that_is_asked_for(root):
-    scene = load(root, ignore_background=True)
-    train = scene.splits["train"]
-    assert torch.equal(train.mask(0), train.foreground(0))
-    assert any("outside the foreground masks is ignored" in notice for notice in scene.notices)
-    assert scene.stated == load(root).stated
-    shutil.rmtree(root / "mask")
-    assert load(root).splits["train"].foreground(0) is None
-    assert load(root).stated != scene.stated
-    refuse(root, "--ignore-background needs a foreground mask for every image", ignore_background=True)
-
-
-def test_masks_are_reduced_with_the_images(root):
-    train = load(root, downscale=2).splits["train"]
-    assert train.foreground(0).shape == (HEIGHT // 2, WIDTH // 2)
-    assert train.foreground(0).mean() == 0.5
-
-
-def numbered_mask(number: int) -> np.ndarray:
-    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
-    mask[: number + 1] = 255
-    return mask
-
-
-def rows_of_masks(scene) -> dict[int, int]:
-    """How many rows each image's mask has, by the image's number."""
-    return {
-        int("".join(filter(str.isdigit, name))): int(split.foreground(i)[:, 0].sum())
-        for split in scene.splits.values()
-        for i, name in enumerate(split.names)
-        if split.foreground(i) is not None
-    }
-
-
-@pytest.mark.parametrize("name", ["{:03d}.png", "{:06d}.png", "{}.png", "mask_of_{:02d}.png"])
-def test_masks_are_paired_by_name_by_number_or_by_order(root, name):
-    shutil.rmtree(root / "mask")
-    for i in range(COUNT):
-        write_png(root / "mask" / name.format(i), numbered_mask(i))
-    assert rows_of_masks(load(root)) == {i: i + 1 for i in range(COUNT)}
-
-
-def test_a_missing_mask_is_said_and_shifts_no_other(root):
-    for i in range(COUNT):
-        write_png(root / "mask" / f"{i:03d}.png", numbered_mask(i))
-    (root / "mask" / "004.png").unlink()
-    scene = load(root)
-    assert rows_of_masks(scene) == {i: i + 1 for i in range(COUNT) if i != 4}
-    assert "Warning: there is no foreground mask for 'image/000004.png'." in scene.notices
-    refuse(root, "there is none for 'image/000004.png'", ignore_background=True)
-
-
-def test_masks_that_belong_to_no_image_are_said(root):
-    shutil.rmtree(root / "mask")
-    write_png(root / "mask" / "somewhere.png", numbered_mask(3))
-    scene = load(root)
-    assert rows_of_masks(scene) == {}
-    assert any(n.startswith("Warning") and "'somewhere.png'" in n for n in scene.notices)
-
-
-def test_sdfstudio_masks_show_the_object_too(tmp_path, known):
-    write_sdfstudio(tmp_path, known)
-    content = sdfstudio_content(known)
-    for i, frame in enumerate(content["frames"]):
-        frame["foreground_mask"] = f"{i:06d}_foreground_mask.png"
-        write_png(tmp_path / frame["foreground_mask"], numbered_mask(i))
-    (tmp_path / "meta_data.json").write_text(json.dumps(content))
-    scene = load_scene(tmp_path, undistort=True)
-    assert scene.splits["train"].mask(0) is None
-    assert scene.splits["train"].foreground(0)[:, 0].sum() == 2
-    content["frames"][3]["foreground_mask"] = "../outside.png"
-    (tmp_path / "meta_data.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match="leaves the scene folder"):
-        load_scene(tmp_path, undistort=True)
-
-
 # --- which camera belongs to which image ------------------------------------------------------------------------------
 
 
@@ -412,6 +313,16 @@ CASES = {
     ),
     "objects": (arrays(world_mat_2=np.array([None])), "world_mat_2: holds 'object'"),
     "text": (arrays(world_mat_2=np.array(["eye"])), "world_mat_2: holds '<U3'"),
+    "one camera twice": (arrays(world_mat_02=np.eye(4)), "world_mat_02 and another array are both world_mat_2"),
+    "a long vector": (arrays(world_mat_2=np.ones(17)), "world_mat_2: 17 numbers, expected one matrix"),
+    "a number in another script": (
+        arrays(**{"world_mat_2": None, "world_mat_\u0662": np.eye(4)}),
+        "11 cameras for 12 images",
+    ),
+    "a line break in a name": (
+        lambda root: (root / "image/000004.png").rename(root / "image/000004\n.png"),
+        "rename it",
+    ),
     "a matrix 3x3": (arrays(world_mat_2=np.eye(3)), "world_mat_2 is 3x3, expected 4x4 or 3x4"),
     "a vector": (arrays(world_mat_2=np.ones(16)), "world_mat_2 is 16, expected 4x4"),
     "a scale 3x4": (arrays(scale_mat_2=np.eye(4)[:3]), "scale_mat_2 is 3x4, expected 4x4"),

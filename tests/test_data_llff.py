@@ -197,10 +197,23 @@ CASES = {
         replace(lambda rows: np.zeros((100_001, 17))),
         "100001x17, expected Nx17 with N from 1 to 100000",
     ),
+    "an image too few": (lambda root: (root / "images" / "000.png").unlink(), "restore the images that are lacking"),
+    "images of no reduction": (
+        lambda root: (root / "images").rename(root / "images_1"),
+        "neither images/ nor images_N/",
+    ),
+    "images of an odd reduction": (
+        lambda root: (root / "images").rename(root / "images_04"),
+        "neither images/ nor images_N/",
+    ),
+    "a line break in a name": (
+        lambda root: (root / "images" / "004.png").rename(root / "images" / "004\r.png"),
+        "rename it",
+    ),
     "a row too few": (replace(lambda rows: rows[:-1]), "11 rows for 12 images in images/"),
     "an image too many": (
         lambda root: shutil.copy(root / "images" / "000.png", root / "images" / "extra.png"),
-        "12 rows for 13 images in images/",
+        "12 rows for 13 images in images/; rows go by the sorted names, so there must be one for each: remove images",
     ),
     "two poses not finite": (change(slice(2, 4), 0), "2 of 12 poses are unusable: '002.png', '003.png'"),
     "poses infinite": (change(columns=3, value=np.inf), "holds NaN or Inf"),

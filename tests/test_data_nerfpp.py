@@ -53,7 +53,7 @@ def test_without_test_images_some_are_held_out(root):
     shutil.rmtree(root / "test")
     scene = load_scene(root, undistort=True)
     assert {name: numbers(split) for name, split in scene.splits.items()} == {"train": [3, 6, 7, 10, 11], "test": [2]}
-    assert any("There is no test/" in notice for notice in scene.notices)
+    assert any("There is no test/pose/" in notice for notice in scene.notices)
 
 
 def test_every_image_has_its_own_intrinsics(tmp_path, known):
@@ -154,8 +154,16 @@ CASES = {
     "intrinsics 3x3": (text("train/intrinsics/00002.txt", "60 0 32 0 60 24 0 0 1"), "holds 9 numbers"),
     "intrinsics not finite": (matrices("train/intrinsics/00002.txt", lambda K: K + np.nan), "not finite"),
     "intrinsics skewed": (matrices("train/intrinsics/00002.txt", skewed), "have skew 9"),
-    "focal is negative": (matrices("train/intrinsics/00002.txt", lambda K: -K), "expected positive pixels"),
-    "centre far away": (matrices("train/intrinsics/*.txt", lambda K: K * [1, 1, 100, 1]), "lies far outside"),
+    "focal is negative": (
+        matrices("train/intrinsics/00002.txt", lambda K: K * np.diag([-2.0, 0, 0, 0]) + K),
+        "expected positive pixels",
+    ),
+    "intrinsics negated": (matrices("train/intrinsics/00002.txt", lambda K: -K), "expected the rows `fx 0 cx`"),
+    "intrinsics transposed": (matrices("train/intrinsics/00002.txt", lambda K: K.T), "transposed or scaled?"),
+    "centre far away": (
+        matrices("train/intrinsics/*.txt", lambda K: K + np.outer([1, 0, 0, 0], [0, 0, 5000, 0])),
+        "lies far outside",
+    ),
     "pose leaves the scene": (link_out("train/pose/00003.txt"), LEAVES),
     "intrinsics leave the scene": (link_out("train/intrinsics/00003.txt"), LEAVES),
     "image leaves the scene": (link_out("test/rgb/00004.png"), LEAVES),
@@ -174,6 +182,15 @@ def test_hostile_scenes(root, case):
     spoil, needle = CASES[case]
     spoil(root)
     refuse(root, needle)
+
+
+@pytest.mark.parametrize("factor", [2, 3])
+def test_intrinsics_for_smaller_images_are_suspected(root, known, factor):
+    """Enlarged images: the principal point moves to a quarter or a sixth of the width."""
+    for path in root.rglob("rgb/*.png"):
+        write_png(path, np.zeros((factor * HEIGHT, factor * WIDTH, 3), np.uint8))
+    (warning,) = [n for n in load_scene(root, undistort=True).notices if "far from the middle" in n]
+    assert warning.startswith("Warning: ")
 
 
 def test_images_of_different_sizes_are_fine(root, known):

@@ -45,7 +45,7 @@ MATRIX_FORMS = {
 }
 
 
-@pytest.mark.parametrize("form", [*MATRIX_FORMS, "line", "line without zero", "line alone"])
+@pytest.mark.parametrize("form", [*MATRIX_FORMS, "line", "line without zero", "line alone", "line and flag"])
 def test_intrinsics_in_every_form(root, known, form):
     """Different focal lengths and an off-centre principal point; the line has one focal length only."""
     K = intrinsics()
@@ -54,7 +54,7 @@ def test_intrinsics_in_every_form(root, known, form):
         K[1, 1] = FOCAL + 1
         MATRIX_FORMS[form](root / "intrinsics.txt", K)
     else:
-        end = "" if "alone" in form else f"0. 0. 0.\n0.\n1.\n{HEIGHT} {WIDTH}\n"
+        end = "" if "alone" in form else f"0. 0. 0.\n0.\n1.\n{HEIGHT} {WIDTH}\n" + "1\n" * ("flag" in form)
         zero = "" if "without" in form else " 0."
         (root / "intrinsics.txt").write_text(f"{FOCAL} 30.0 25.0{zero}\n{end}")
     scene = load_scene(root, undistort=True)
@@ -62,6 +62,27 @@ def test_intrinsics_in_every_form(root, known, form):
         for K_read in split.cameras.Ks:
             torch.testing.assert_close(K_read, torch.from_numpy(K[:3, :3]).float())
     assert scene.principal_point_shift == 0
+
+
+def test_a_byte_order_mark_is_no_number(root):
+    (root / "intrinsics.txt").write_text(f"{FOCAL} 32 24 0\n", encoding="utf-8-sig")
+    assert load_scene(root, undistort=True).splits["train"].cameras.Ks[0, 0, 0] == FOCAL
+
+
+def test_the_size_is_found_before_a_flag(root):
+    """Some files of Scene Representation Networks end with a line that says which way the poses lead."""
+    (root / "intrinsics.txt").write_text(f"{FOCAL} 32 24 0\n0 0 0\n0\n1\n{HEIGHT + 9} {WIDTH}\n1\n")
+    refuse(root, f"but the intrinsics in {root / 'intrinsics.txt'} are for {WIDTH}x{HEIGHT + 9}")
+
+
+@pytest.mark.parametrize("matrix", [True, False])
+def test_one_set_of_intrinsics_fits_no_two_sizes(tmp_path, known, matrix):
+    """Nothing states a size here, so that each image would be taken to be the one that the numbers are for."""
+    write_nsvf(tmp_path, known, matrix=matrix)
+    if not matrix:
+        (tmp_path / "intrinsics.txt").write_text(f"{FOCAL} 32 24 0\n")
+    write_png(tmp_path / "rgb" / "0_0003.png", np.zeros((2 * HEIGHT, 2 * WIDTH, 3), np.uint8))
+    refuse(tmp_path, "0_0003.png: 128x96, but 'rgb/0_0000.png' is 64x48 with the same intrinsics")
 
 
 def test_points_are_seen_where_they_were_drawn(tmp_path, known):
@@ -152,7 +173,7 @@ def test_intrinsics_for_larger_images_are_suspected(root):
     K = intrinsics()
     K[:2, 2] *= 1.9
     write_matrix(root / "intrinsics.txt", K)
-    (warning,) = [n for n in load_scene(root, undistort=True).notices if "near the border" in n]
+    (warning,) = [n for n in load_scene(root, undistort=True).notices if "far from the middle" in n]
     assert warning.startswith("Warning: ")
     assert "another size?" in warning
 
@@ -213,7 +234,47 @@ def to_folder(root):
 
 LEAVES = "leaves the scene folder"
 SIXTEEN = "expected 16 (a 4x4 matrix)"
+ROWS = {
+    "3x4": [[60, 0, 32, 0], [0, 60, 24, 0], [0, 0, 1, 0]],
+    "2x3": [[60, 0, 32], [0, 60, 24]],
+    "4x3": [[60, 0, 32], [0, 60, 24], [0, 0, 1], [0, 0, 0]],
+    "5x4": [[60, 0, 32, 0], [0, 60, 24, 0], [0, 0, 1, 0], [0, 0, 0, 1], [0, 0, 0, 1]],
+    "transposed": [[60, 0, 0], [0, 60, 0], [32, 24, 1]],
+    "scaled": [[120, 0, 64], [0, 120, 48], [0, 0, 2]],
+    "for a camera that looks back": [[60, 0, 32], [0, 60, 24], [0, 0, -1]],
+    "a projection": [[60, 0, 32, 5], [0, 60, 24, 0], [0, 0, 1, 0], [0, 0, 0, 1]],
+    "sheared": [[60, 0, 32], [7, 60, 24], [0, 0, 1]],
+}
+
+
+@pytest.mark.parametrize("shape", ROWS)
+def test_matrices_that_are_no_intrinsics_are_refused(root, shape):
+    """Read as a line `f cx cy 0`, the first rows of those that are not square would give a principal point at 0."""
+    write_matrix(root / "intrinsics.txt", np.array(ROWS[shape], float))
+    square = len(ROWS[shape]) == len(ROWS[shape][0])
+    refuse(
+        root, "expected the rows `fx 0 cx`, `0 fy cy`" if square else "expected a matrix (4x4 or 3x3), or a first line"
+    )
+
+
+def odd_name(root):
+    """A name that would break a message in two and colour the terminal."""
+    for folder, suffix in (("rgb", ".png"), ("pose", ".txt")):
+        (root / folder / f"0_0003{suffix}").rename(root / folder / f"0_0003\n\x1b[31m{suffix}")
+
+
+def undecodable_name(root):
+    os.rename(root / "rgb" / "0_0003.png", os.fsencode(root / "rgb") + b"/0_\xff.png")
+    os.rename(root / "pose" / "0_0003.txt", os.fsencode(root / "pose") + b"/0_\xff.txt")
+
+
 CASES = {
+    "a line break in a name": (odd_name, "the path 'rgb/0_0003\\n\\x1b[31m.png' holds line breaks"),
+    "an undecodable name": (undecodable_name, "what is not UTF-8; rename it"),
+    "pose of one long word": (text("pose/0_0000.txt", "x" * 16_000), f"{'x' * 80!r} is not a number"),
+    "focal is next to nothing": (text("intrinsics.txt", "1e-30 32 24 0"), "are they in pixels?"),
+    "focal is beyond any lens": (text("intrinsics.txt", "1e8 32 24 0"), "are they in pixels?"),
+    "focal is normalised": (text("intrinsics.txt", "0.5 32 24 0"), "are they in pixels?"),
     "pose of words": (text("pose/0_0000.txt", "one " * 16), "0_0000.txt"),
     "pose too short": (text("pose/0_0000.txt", "1 0 0"), SIXTEEN),
     "pose too long": (text("pose/0_0000.txt", "1 " * 17), SIXTEEN),
@@ -243,8 +304,8 @@ CASES = {
     "image leaves the scene": (link_out("rgb/0_0000.png"), LEAVES),
     "intrinsics leave the scene": (link_out("intrinsics.txt"), LEAVES),
     "box leaves the scene": (link_out("bbox.txt"), LEAVES),
-    "intrinsics empty": (text("intrinsics.txt", "\n"), "intrinsics.txt: expected a 4x4 matrix"),
-    "intrinsics of two numbers": (text("intrinsics.txt", "600 400"), "got 2 numbers"),
+    "intrinsics empty": (text("intrinsics.txt", "\n"), "intrinsics.txt: 0 numbers in 0 lines, expected a"),
+    "intrinsics of two numbers": (text("intrinsics.txt", "600 400"), "2 numbers in 1 line, expected a matrix"),
     "intrinsics of words": (text("intrinsics.txt", "focal 32 24 0"), "intrinsics.txt"),
     "intrinsics not finite": (text("intrinsics.txt", "nan 32 24 0"), "not finite"),
     "intrinsics beyond reason": (text("intrinsics.txt", "1e300 32 24 0"), "beyond 1e+09"),

@@ -20,8 +20,10 @@ from nfc_splat.errors import UserError
 MAX_BYTES = 2**24
 MAX_HEADER = 10_000
 MAX_DIMENSIONS = 8
-# A matrix for one camera, with the longest header.
+# A matrix for one camera, with the longest header. Compressed zeros take next to no room, so that an archive within
+# MAX_BYTES could hold gigabytes of larger arrays.
 MAX_MEMBER = 2**14
+MAX_MEMBER_NUMBERS = 16
 
 
 def read_npy(path: Path) -> np.ndarray:
@@ -32,7 +34,7 @@ def read_npy(path: Path) -> np.ndarray:
 def read_npz(path: Path, wanted: re.Pattern[str]) -> dict[str, np.ndarray]:
     """The arrays of a `.npz` file whose name `wanted` matches in full, as float64, in the order of the file.
 
-    Meant for a matrix per camera: an array of more than 16 KiB is refused.
+    Meant for a matrix per camera: an array of more than 16 numbers is refused.
     """
     content = _content(path)
     arrays: dict[str, np.ndarray] = {}
@@ -45,7 +47,7 @@ def read_npz(path: Path, wanted: re.Pattern[str]) -> dict[str, np.ndarray]:
                 where = f"{path}: {name}"
                 if name in arrays:
                     raise UserError(f"{where} is there twice; expected one array of each name")
-                arrays[name] = _array(_member(archive, member, where), where)
+                arrays[name] = _array(_member(archive, member, where), where, MAX_MEMBER_NUMBERS)
     except UserError:
         raise
     except Exception as error:  # the zip module meets hostile bytes with many kinds of exception
@@ -74,7 +76,8 @@ def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, where: str) -> by
         return handle.read(member.file_size)
 
 
-def _array(content: bytes, where: str) -> np.ndarray:
+def _array(content: bytes, where: str, most: int | None = None) -> np.ndarray:
+    """The array of an `.npy` file, of at most `most` numbers."""
     stream = io.BytesIO(content)
     try:
         version = npy.read_magic(stream)
@@ -90,6 +93,8 @@ def _array(content: bytes, where: str) -> np.ndarray:
     claimed, there = math.prod(shape) * dtype.itemsize, len(content) - stream.tell()
     if min(shape, default=1) < 0 or len(shape) > MAX_DIMENSIONS or claimed != there:
         raise UserError(f"{where}: its header claims {_listed(shape)} numbers ({claimed} bytes), but {there} are there")
+    if most is not None and math.prod(shape) > most:
+        raise UserError(f"{where}: {_listed(shape)} numbers, expected one matrix of at most {most}")
     with warnings.catch_warnings(action="ignore"):
         array = np.load(io.BytesIO(content), allow_pickle=False, max_header_size=MAX_HEADER)
     return array.astype(np.float64)

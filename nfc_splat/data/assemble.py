@@ -15,8 +15,9 @@ from nfc_splat.data.resample import Remap, undistorted_intrinsics
 from nfc_splat.data.store import Job
 from nfc_splat.errors import UserError
 
-# How far from the middle a principal point may be, as a share of the width or height.
-BORDER = 0.4
+# How far from the middle a principal point may be without a word, as a share of the width or height. Intrinsics for
+# twice the size put it at 0.5, those for half the size at 0.25.
+OFF_CENTER = 0.2
 
 
 def normalized_times(frames: Sequence[Frame], notices: list[str]) -> list[float] | None:
@@ -126,17 +127,17 @@ def suspicions(cameras: Cameras, jobs: Sequence[Job]) -> list[str]:
 
 
 def _odd_principal_points(cameras: Cameras, jobs: Sequence[Job]) -> list[str]:
-    """Principal points outside the image, or so near its border that the intrinsics may be for another size."""
+    """Principal points outside the image, or so far from its middle that the intrinsics may be for another size."""
     relative = cameras.Ks[:, :2, 2] / cameras.sizes
     off = (relative - 0.5).abs().amax(1)
     outside = [job.name for job, at in zip(jobs, off.tolist(), strict=True) if at > 0.5]
-    border = [job.name for job, at in zip(jobs, off.tolist(), strict=True) if BORDER < at <= 0.5]
+    away = [job.name for job, at in zip(jobs, off.tolist(), strict=True) if OFF_CENTER < at <= 0.5]
     notices = []
     if outside:
         notices.append(f"Warning: the principal point lies outside the image for {naming(outside)}.")
-    if border:
+    if away:
         notices.append(
-            f"Warning: the principal point lies near the border of {naming(border)}; are the intrinsics for images of "
-            "another size?"
+            f"Warning: the principal point lies far from the middle of {naming(away)}; are the intrinsics for images "
+            "of another size?"
         )
     return notices

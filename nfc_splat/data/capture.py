@@ -8,6 +8,7 @@ import hashlib
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -17,8 +18,14 @@ from nfc_splat.errors import UserError
 # Far beyond any real capture; what matters is that no list of frames can exhaust the memory.
 MAX_FRAMES = 100_000
 
+# Focal lengths as shares of the image's size: fields of view from 0.006 to 179 degrees.
+FOCAL_SHARES = (1e-2, 1e4)
+
 # Beyond this float32 cannot tell neighbouring cameras apart, whatever the unit.
 MAX_COORDINATE = 1e9
+
+# What ends a ray in the format's own methods: its stated depth range, box or sphere.
+Collider = Literal["near_far", "box", "sphere"]
 
 NO_DISTORTION = (0.0,) * 6
 
@@ -62,6 +69,12 @@ class Lens:
         cy = height / 2 if self.cy is None else self.cy
         if not (fx > 0 and fy > 0):
             raise UserError(f"{self.origin}: focal lengths {fx:g} and {fy:g}, expected positive pixels")
+        low, high = FOCAL_SHARES
+        if not (low * width <= fx <= high * width and low * height <= fy <= high * height):
+            raise UserError(
+                f"{self.origin}: focal lengths {fx:g} and {fy:g} pixels for the {width}x{height} {name!r}, expected "
+                f"{low:g} to {high:g} times its size; are they in pixels?"
+            )
         if not (-width <= cx <= 2 * width and -height <= cy <= 2 * height):
             raise UserError(
                 f"{self.origin}: principal point ({cx:g}, {cy:g}) lies far outside the {width}x{height} {name!r}; "
@@ -136,6 +149,7 @@ class Capture:
         bounds: [2, 3] lowest and highest corner of the part of the scene that is wanted, if the files state one.
         sphere: [4] centre and radius of a sphere around the part that is wanted, if the files state one: NeuS works
             in the frame where it is the unit sphere.
+        collider: which of the three the format's own methods end their rays at, if the files say.
         notices: sentences for the user.
 
     Everything is in the frame and units of the poses.
@@ -153,6 +167,7 @@ class Capture:
     near_far: tuple[float, float] | None = None
     bounds: np.ndarray | None = None
     sphere: np.ndarray | None = None
+    collider: Collider | None = None
     notices: list[str] = field(default_factory=list)
 
     def digest(self) -> str:
@@ -176,6 +191,8 @@ class Capture:
         for name, extent in (("near and far", self.near_far), ("bounds", self.bounds), ("sphere", self.sphere)):
             if extent is not None:
                 digest.update(name.encode() + np.asarray(extent, np.float64).tobytes())
+        if self.collider is not None:
+            digest.update(self.collider.encode())
         return digest.hexdigest()
 
 

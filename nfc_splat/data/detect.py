@@ -112,8 +112,15 @@ def detect_format(path: Path | str) -> tuple[str, str, dict[str, str]]:
         rejected: why each other format was not chosen.
 
     Raises:
-        UserError: nothing fits, with what every format missed, or several scenes lie in the folder.
+        UserError: nothing fits, with what every format missed, several scenes lie in the folder, or it cannot be read.
     """
+    try:
+        return _detect(path)
+    except OSError as error:
+        raise UserError(f"{error.filename or path}: {error.strerror or error}") from error
+
+
+def _detect(path: Path | str) -> tuple[str, str, dict[str, str]]:
     root = scene_root(path)
     found, rejected = _look(root)
     if not found:
@@ -173,7 +180,10 @@ def _look(root: Path) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def _absolute(path: Path | str) -> Path:
-    return Path(path).expanduser().resolve()
+    try:
+        return Path(path).expanduser().resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # loops of links, an unknown user after ~
+        raise UserError(f"{path}: the path cannot be followed ({error}); give the folder of a scene") from error
 
 
 def _hint(root: Path) -> str:

@@ -35,8 +35,8 @@ from nfc_splat.errors import UserError
 # NeuS's own file first: where both are there, its sphere is the one around the object alone.
 ARCHIVES = ("cameras_sphere.npz", "cameras.npz")
 FOLDERS = ("image", "rgb", "images")
-MATRIX = re.compile(r"(world|scale)_mat_(\d{1,9})")
-MONOSDF = re.compile(r"\d+_rgb\.png", re.IGNORECASE)
+MATRIX = re.compile(r"(world|scale)_mat_([0-9]{1,9})")
+MONOSDF = re.compile(r"[0-9]+_rgb\.png", re.IGNORECASE)
 SHIFT = 0.5
 
 # Photographs whose middle MonoSDF cuts out: DTU, Replica, Tanks and Temples.
@@ -101,6 +101,8 @@ def _read_matrices(path: Path) -> tuple[dict[int, np.ndarray], dict[int, np.ndar
         if array.shape not in shapes:
             expected = " or ".join(f"{rows}x{columns}" for rows, columns in shapes)
             raise UserError(f"{path}: {name} is {'x'.join(map(str, array.shape))}, expected {expected}")
+        if int(index) in found[kind]:
+            raise UserError(f"{path}: {name} and another array are both {kind}_mat_{int(index)}; keep one")
         found[kind][int(index)] = array[:3] if kind == "world" else array
     if not 1 <= len(found["world"]) <= MAX_FRAMES:
         raise UserError(f"{path}: {len(found['world'])} arrays world_mat_0, ...; expected 1 to {MAX_FRAMES}")
@@ -133,17 +135,25 @@ def _number(name: str) -> int | None:
 
 def _masks(images: list[str], masks: list[str], capture: Capture) -> dict[str, str]:
     """The mask of every image that has one: of its name, of its number (000012.png has 012.png in DTU), or, where
-    there are as many, of its place among the sorted names."""
+    there are as many whose names say nothing or count from another number, of its place among the sorted names."""
     stems = by_stem(masks, capture.source.parent / "mask")
     numbers = {number: name for name in masks if (number := _number(name)) is not None}
     by_name = {image: stems[stem] for image in images if (stem := image.rpartition(".")[0]) in stems}
     by_number = {image: numbers[number] for image in images if (number := _number(image)) in numbers}
     found = max(by_name, by_number, key=len)
-    if not found and len(masks) == len(images):
+    if len(masks) == len(images) and (not found or _offset(images, masks)):
+        capture.notices.append(f"The masks go by their order: {masks[0]!r} is that of {images[0]!r}.")
         return dict(zip(images, masks, strict=True))
-    if masks and not found:
-        capture.notices.append(f"Warning: the names in mask/ are those of no image: {naming(masks)}.")
+    if unused := sorted(set(masks) - set(found.values())):
+        capture.notices.append(f"Warning: the names in mask/ are those of no image: {naming(unused)}.")
     return found
+
+
+def _offset(images: list[str], masks: list[str]) -> int:
+    """By how much the numbers of all masks differ from those of the images, place for place; 0 if it varies."""
+    numbers = [(_number(image), _number(mask)) for image, mask in zip(images, masks, strict=True)]
+    offsets = {None if image is None or mask is None else mask - image for image, mask in numbers}
+    return (offsets.pop() or 0) if len(offsets) == 1 else 0
 
 
 def _camera(P: np.ndarray, where: str) -> tuple[Lens, np.ndarray]:

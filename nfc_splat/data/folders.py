@@ -15,7 +15,7 @@ MAX_MATRIX_BYTES = 2**14
 
 def inside(root: Path, name: str, config: DataConfig) -> Path:
     """The path called `name` in the scene, links followed; a link that leaves the scene is refused."""
-    return scene_path(root, name, allow_external=config.allow_external_paths, source=root / name)
+    return scene_path(root, name, allow_external=config.allow_external_paths, source=root)
 
 
 def file_names(root: Path, folder: str, suffixes: tuple[str, ...], config: DataConfig) -> list[str]:
@@ -58,7 +58,7 @@ def text_numbers(path: Path) -> list[list[float]]:
         size = path.stat().st_size
         if size > MAX_MATRIX_BYTES:
             raise UserError(f"{path}: {size} bytes, expected a few numbers as text")
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as text ({error})") from error
     words = [line.split() for line in lines]

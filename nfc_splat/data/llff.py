@@ -13,6 +13,7 @@ Poses and depths stay in the frame and units of the file: nothing is recentred, 
 4/3 (the "bd_factor" of NeRF's loader). Methods normalise on their own.
 """
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from nfc_splat.data.parsing import IMAGE_SUFFIXES
 from nfc_splat.errors import UserError
 
 POSES = "poses_bounds.npy"
+REDUCED = re.compile(r"images_([2-9]|[1-9][0-9]{1,5})")
 
 
 def read(root: Path, config: DataConfig) -> Capture:
@@ -49,8 +51,8 @@ def read(root: Path, config: DataConfig) -> Capture:
 
 
 def image_folders(root: Path) -> list[Path]:
-    """`images` and `images_N`, full size first, then by reduction."""
-    reduced = [path for path in root.glob("images_[0-9]*") if path.name[7:].isdecimal() and path.is_dir()]
+    """`images` and `images_N` for N from 2, full size first, then by reduction."""
+    reduced = [path for path in root.glob("images_*") if REDUCED.fullmatch(path.name) and path.is_dir()]
     full = [root / "images"] if (root / "images").is_dir() else []
     return full + sorted(reduced, key=lambda path: int(path.name[7:]))
 
@@ -77,7 +79,8 @@ def _names(root: Path, count: int, config: DataConfig, capture: Capture) -> tupl
     if len(names) != count:
         raise UserError(
             f"{capture.source}: {counted(count, 'row')} for {counted(len(names), 'image')} in {folder}/; rows go by "
-            "the sorted names, so there must be one for each: remove images that have no row"
+            "the sorted names, so there must be one for each: "
+            f"{'remove images that have no row' if len(names) > count else 'restore the images that are lacking'}"
         )
     stems = lambda names: [name.rpartition(".")[0] for name in names]  # noqa: E731
     if len(copies) != count or stems(copies) == stems(names):

@@ -31,7 +31,7 @@ def read(root: Path, config: DataConfig) -> Capture:
         # Numbers are never taken from `validation`; without test images the usual hold-out applies.
         for_training = [frame for frame in capture.frames if frame.split == "train"]
         capture.frames = [replace(frame, split=None) for frame in for_training]
-        capture.notices.append("There is no test/; test images are held out of the training images.")
+        capture.notices.append("There is no test/pose/; test images are held out of the training images.")
     return capture
 
 

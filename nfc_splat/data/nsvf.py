@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nfc_splat.data.capture import MAX_COORDINATE, Capture, Frame, Lens, naming
+from nfc_splat.data.capture import MAX_COORDINATE, Capture, Frame, Lens, counted, naming
 from nfc_splat.data.config import DataConfig
 from nfc_splat.data.folders import by_stem, file_names, inside, report_unposed, scene_file, text_matrix, text_numbers
 from nfc_splat.data.parsing import IMAGE_SUFFIXES, is_file, pinhole_lens, scene_box
@@ -77,8 +77,10 @@ def _read_lens(path: Path) -> tuple[Lens, bool]:
     for size in (4, 3):
         if len(numbers) == size * size and all(len(line) in (size, size * size) for line in lines):
             return pinhole_lens(np.array(numbers).reshape(size, size), str(path)), True
-    if not lines or len(lines[0]) not in (3, 4):
-        raise UserError(f"{path}: expected a 4x4 matrix, or a first line of `f cx cy 0`; got {len(numbers)} numbers")
+    # The second number is 0 in the first row of a matrix, whatever its shape.
+    if not lines or len(lines[0]) not in (3, 4) or lines[0][1] == 0:
+        shape = f"{len(numbers)} numbers in {counted(len(lines), 'line')}"
+        raise UserError(f"{path}: {shape}, expected a matrix (4x4 or 3x3), or a first line of `f cx cy 0`")
     focal, cx, cy = lines[0][:3]
     K = np.array([[focal, 0, cx], [0, focal, cy], [0, 0, 1]])
     height, width = _stated_size(lines, path)
@@ -86,13 +88,14 @@ def _read_lens(path: Path) -> tuple[Lens, bool]:
 
 
 def _stated_size(lines: list[list[float]], path: Path) -> tuple[int | None, int | None]:
-    """Height and width from the last line, if the file has one for them."""
-    if len(lines) < 2 or len(lines[-1]) != 2:
+    """Height and width from the only line of two numbers, if the file has it: the last, or the last but one."""
+    size = next((line for line in lines[1:] if len(line) == 2), None)
+    if size is None:
         return None, None
-    for value in lines[-1]:
+    for value in size:
         if not 1 <= value <= 2**20 or value != round(value):
-            raise UserError(f"{path}: the last line is {lines[-1]}, expected height and width in pixels")
-    return int(lines[-1][0]), int(lines[-1][1])
+            raise UserError(f"{path}: a line is {size}, expected height and width in pixels")
+    return int(size[0]), int(size[1])
 
 
 def _near_far(frames: list[Frame], is_matrix: bool) -> tuple[float, float] | None:

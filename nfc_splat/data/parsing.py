@@ -1,6 +1,7 @@
 """Values out of JSON and text that nobody vouches for; a refusal is a `UserError` naming the file and the key."""
 
 import math
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -92,12 +93,20 @@ def pinhole_lens(
 ) -> Lens:
     """The lens of an intrinsic matrix [3 or 4, 3 or 4]; `shift` is what leads to pixel centres at +0.5.
 
-    Refuses what is not finite or absurdly large, and skew, which no camera here has.
+    Refuses what is not finite or absurdly large, what is no intrinsic matrix, and skew, which no camera here has.
     """
     if not (np.abs(K) <= MAX_COORDINATE).all():
         raise UserError(f"{where}: the intrinsics hold a number that is not finite or beyond {MAX_COORDINATE:g}")
     if abs(K[0, 1]) > MAX_SKEW * abs(K[0, 0]):
         raise UserError(f"{where}: the intrinsics have skew {K[0, 1]:g}, expected none; undistort the images first")
+    expected = np.eye(4)[: K.shape[0], : K.shape[1]]
+    expected[:2, :3] = K[:2, :3]
+    expected[1, 0] = 0
+    if np.abs(K - expected).max() > MAX_SKEW:
+        raise UserError(
+            f"{where}: the intrinsics are {K.tolist()}, expected the rows `fx 0 cx`, `0 fy cy` and `0 0 1`; "
+            "is the matrix transposed or scaled?"
+        )
     fx, fy, cx, cy = (float(value) for value in (K[0, 0], K[1, 1], K[0, 2], K[1, 2]))
     return Lens(width, height, fx, fy, cx + shift, cy + shift, origin=where)
 
@@ -112,13 +121,25 @@ def scene_box(corners: np.ndarray, where: str) -> np.ndarray:
 
 
 def scene_path(root: Path, name: str, *, allow_external: bool, source: Path | str) -> Path:
-    """`name` below `root`, as `nfc_splat.files.contained_path`, whatever the operating system thinks of the name."""
+    """`name` below `root`, as `nfc_splat.files.contained_path`, whatever the operating system thinks of the name.
+
+    Names that cannot be printed are refused: they would break messages, file lists and the pages made of them.
+    """
     if len(name) > MAX_PATH:
         raise UserError(f"{source}: a path has {len(name)} characters, expected at most {MAX_PATH}: {name[:80]!r}...")
+    if not _printable(name):
+        raise UserError(
+            f"{source}: the path {name[:200]!r} holds line breaks, control characters or what is not UTF-8; rename it"
+        )
     try:
         return contained_path(root, name, allow_external=allow_external, source=source)
     except (OSError, RuntimeError, ValueError) as error:  # loops of links, names that cannot be encoded
         raise UserError(f"{source}: the path {name[:200]!r} cannot be followed ({error})") from error
+
+
+def _printable(name: str) -> bool:
+    """Whether a name is free of control characters, lone surrogates (undecodable bytes), line and paragraph breaks."""
+    return not any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name)
 
 
 def image_path(root: Path, name: str, *, allow_external: bool, source: Path | str) -> Path:
@@ -154,7 +175,7 @@ def text_lines(path: Path):
     try:
         if path.stat().st_size > MAX_TEXT_BYTES:
             raise UserError(f"{path}: {path.stat().st_size} bytes of text, expected at most {MAX_TEXT_BYTES}")
-        with open(path, encoding="utf-8") as handle:
+        with open(path, encoding="utf-8-sig") as handle:  # Windows editors begin a file with a byte-order mark
             count = 0
             while line := handle.readline(MAX_LINE):
                 count += 1
@@ -170,7 +191,16 @@ def floats(words: list[str], where: str) -> list[float]:
     try:
         return [float(word) for word in words]
     except ValueError as error:
-        raise UserError(f"{where}: {error}; expected numbers") from error
+        wrong = next(word for word in words if not _is_number(word))
+        raise UserError(f"{where}: {wrong[:80]!r} is not a number; expected numbers") from error
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
 
 
 def _float(value: int | float) -> float:

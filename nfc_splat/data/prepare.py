@@ -3,6 +3,7 @@
 Every step either passes, says in one sentence what it changed, or raises a `UserError`.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -63,6 +64,7 @@ def prepare_views(root: Path, capture: Capture, config: DataConfig) -> tuple[lis
             raise UserError(f"{path}: {width}x{height} after --downscale, expected at least {MIN_SIDE} pixels a side")
         mask = frame.foreground if config.ignore_background else frame.mask
         views.append(View(frame, path, lens, stated, width, height, mask, frame.foreground))
+    _check_shared_intrinsics(views)
     for factor in sorted(factors):
         capture.notices.append(f"Warning: the scene has {factor}; the intrinsics were scaled to the images.")
     if reduced:
@@ -140,7 +142,7 @@ def _check_masks(frames: Sequence[Frame], capture: Capture, config: DataConfig) 
     if config.ignore_background and without:
         raise UserError(
             f"{capture.source}: --ignore-background needs a foreground mask for every image; "
-            f"there is none for {naming(without)}"
+            f"there is none for {naming(without)}; add them, or leave the flag out"
         )
     if len(without) == len(frames):
         return
@@ -157,7 +159,8 @@ def _nearby(frame: Frame) -> str:
     """A pointer to reduced copies when the full-size folder is gone."""
     if frame.folder is None or frame.folder.is_dir() or not frame.folder.parent.is_dir():
         return ""
-    ready = sorted(p.name for p in frame.folder.parent.glob(f"{frame.folder.name}_[0-9]*") if p.is_dir())
+    reduced = re.compile(rf"{re.escape(frame.folder.name)}_([2-9]|[1-9][0-9]{{1,5}})")
+    ready = sorted(p.name for p in frame.folder.parent.iterdir() if reduced.fullmatch(p.name) and p.is_dir())
     return f" (there is {ready[0]}: pass --downscale {ready[0].rpartition('_')[2]})" if ready else ""
 
 
@@ -222,6 +225,22 @@ def _fit_lens(frame: Frame, path: Path, config: DataConfig, reduced: bool) -> tu
         f"{path}: {width}x{height}, but the intrinsics in {lens.origin} are for {wanted}{swapped}; "
         "correct the image size or the intrinsics"
     )
+
+
+def _check_shared_intrinsics(views: Sequence[View]) -> None:
+    """The same intrinsics in pixels, with no size stated, do not fit images of several sizes."""
+    first: dict[tuple[float | None, ...], View] = {}
+    for view in views:
+        lens = view.frame.lens
+        if lens.width is not None or lens.fx is None or lens.cx is None:
+            continue
+        other = first.setdefault((lens.fx, lens.fy, lens.cx, lens.cy), view)
+        if other.stated != view.stated:
+            sizes = ["x".join(map(str, one.stated)) for one in (view, other)]
+            raise UserError(
+                f"{view.path}: {sizes[0]}, but {other.frame.name!r} is {sizes[1]} with the same intrinsics "
+                f"({lens.origin}); bring the images to one size, or give each its own intrinsics"
+            )
 
 
 def _same_picture(stated: tuple[int, int], real: tuple[int, int], factor: int | None) -> bool:

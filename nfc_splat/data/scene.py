@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nfc_splat.cameras import Cameras
 from nfc_splat.data.assemble import build_cameras, normalized_times, suspicions
-from nfc_splat.data.capture import Capture, counted
+from nfc_splat.data.capture import Capture, Collider, counted
 from nfc_splat.data.config import DataConfig
 from nfc_splat.data.detect import detect_format, missing_parts, scene_root
 from nfc_splat.data.prepare import View, prepare_views
@@ -89,6 +89,7 @@ class Scene:
         bounds: [2, 3] float32, lowest and highest corner of the part of the scene that is wanted, or None.
         sphere: [4] float32, centre and radius of a sphere around the part that is wanted, or None. A method that needs
             the unit sphere (NeuS) normalises points by (x - centre) / radius and brings its meshes back by the inverse.
+        collider: what SDFStudio's methods end rays at: "near_far", "box" (`bounds`) or "sphere"; None in other formats.
         stated: digest of what the files state of cameras, images and points (`Capture.digest`).
         notices: sentences for the user, in order; those that begin with "Warning:" deserve attention.
     """
@@ -109,6 +110,7 @@ class Scene:
     near_far: tuple[float, float] | None
     bounds: Tensor | None
     sphere: Tensor | None
+    collider: Collider | None
     stated: str
     notices: list[str]
 
@@ -174,6 +176,7 @@ def _load(path: Path, config: DataConfig, undistort: bool) -> Scene:
         near_far=capture.near_far,
         bounds=None if capture.bounds is None else torch.from_numpy(capture.bounds).float(),
         sphere=None if capture.sphere is None else torch.from_numpy(capture.sphere).float(),
+        collider=capture.collider,
         stated=stated,
         notices=notices,
     )

@@ -130,6 +130,10 @@ class ImageStore:
 
     def _make_mask(self, job: Job, path: Path) -> np.ndarray:
         mask = read_mask(path, self.max_pixels)
+        if mask.max() == 1:
+            raise UserError(
+                f"{path}: the mask's brightest pixel is 1 of 255; white (255) means keep: multiply it by 255"
+            )
         if mask.shape[1::-1] not in (job.file_size, job.stated):
             raise UserError(f"{path}: the mask is {_size(mask)}, its image {_listed(job.file_size)}; they must agree")
         mask = resample(mask, *job.file_size, None)

@@ -166,6 +166,9 @@ def _extent(scene: Scene, cameras: Cameras) -> list[Finding]:
     if scene.sphere is not None:
         center = ", ".join(f"{value:.3g}" for value in scene.sphere[:3].tolist())
         findings.append(Finding("ok", "sphere", f"radius {float(scene.sphere[3]):.3g} around ({center})"))
+    if scene.collider is not None:
+        place = "depth range" if scene.collider == "near_far" else scene.collider
+        findings.append(Finding("ok", "rays end", f"at the {place}, as the files have it"))
     if scene.bounds is not None:
         box = " x ".join(f"[{low:.3g}, {high:.3g}]" for low, high in scene.bounds.T.tolist())
         findings.append(Finding("ok", "bounds", box))

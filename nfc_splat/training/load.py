@@ -82,6 +82,11 @@ def describe_scene(scene: Scene, fingerprint: str) -> dict[str, Any]:
         "background": scene.background.tolist(),
         "resampler": scene.resampler,
         "undistorted": scene.undistorted,
+        "near_far": scene.near_far,
+        "bounds": None if scene.bounds is None else scene.bounds.tolist(),
+        "sphere": None if scene.sphere is None else scene.sphere.tolist(),
+        "collider": scene.collider,
+        "world_to_gt": None if scene.world_to_gt is None else scene.world_to_gt.tolist(),
         "notices": scene.notices,
     }
 
