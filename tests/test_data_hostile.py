@@ -304,6 +304,13 @@ REPLICA = {
         "frame000001.jpg",
     ),
     "a link leaves the scene": (link_out, "traj.txt"),
+    "digits of another script": (
+        lambda root: (
+            (root / "results/frame000003.png").rename(root / "results/frame\u0663.png")
+            and [(root / "results" / f"frame{i:06d}.png").unlink() for i in range(4, 10)]
+        ),
+        "images have no file",
+    ),
     "no results": (lambda root: shutil.rmtree(root / "results"), "results/"),
     "parameters are not JSON": (lambda root: (root / "cam_params.json").write_text("{"), "cam_params.json"),
     "parameters are a list": (lambda root: (root / "cam_params.json").write_text("[]"), "cam_params.json"),
@@ -327,6 +334,25 @@ def test_replica(good, tmp_path, case):
     change, needle = REPLICA[case]
     change(root)
     refuse(root, "replica", needle)
+
+
+MAIN_FILES = {
+    "blender": ["transforms_train.json", "transforms_test.json"],
+    "nerfstudio": ["transforms.json"],
+    "replica": ["traj.txt", "cam_params.json"],
+    "sdfstudio": ["meta_data.json"],
+    "colmap": ["sparse", "sparse/0", "sparse/0/cameras.bin", "sparse/0/images.bin", "sparse/0/points3D.bin"],
+}
+
+
+@pytest.mark.parametrize(("format", "name"), [(format, name) for format in MAIN_FILES for name in MAIN_FILES[format]])
+def test_what_lists_the_images_may_not_lie_elsewhere_either(good, tmp_path, format, name):
+    """A link to a file of the user's own, which a message could quote."""
+    root = shutil.copytree(good / format, tmp_path / "scene")
+    shutil.move(root / name, tmp_path / "outside")
+    os.symlink(tmp_path / "outside", root / name)
+    refuse(root, format, "leaves the scene folder")
+    load_scene(root, DataConfig(format=format, allow_external_paths=True), undistort=True)
 
 
 def test_the_sound_scenes_are_sound(good):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from nfc_splat.data.capture import Capture, Frame
 from nfc_splat.data.config import DataConfig
+from nfc_splat.data.folders import scene_file
 from nfc_splat.data.parsing import image_path, number, read_frames, read_object
 from nfc_splat.data.transforms import read_lens, read_name, read_pose
 
@@ -33,7 +34,7 @@ def read(root: Path, config: DataConfig) -> Capture:
 
 
 def _read_split(root: Path, path: Path, split: str, config: DataConfig) -> list[Frame]:
-    meta = read_object(path)
+    meta = read_object(scene_file(root, path.name, config))
     frames = []
     for index, entry in enumerate(read_frames(meta, path)):
         name = read_name(entry, index, path)

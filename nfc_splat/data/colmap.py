@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from nfc_splat.data.capture import Capture, Frame, counted, naming
-from nfc_splat.data.colmap_model import Model, ModelImage, find_models, image_count, read_model
+from nfc_splat.data.colmap_model import Model, ModelImage, find_models, image_count, model_files, read_model
 from nfc_splat.data.config import DataConfig
+from nfc_splat.data.folders import inside
 from nfc_splat.data.parsing import IMAGE_SUFFIXES, is_file, scene_path
 from nfc_splat.errors import UserError
 
@@ -26,6 +27,8 @@ def read(root: Path, config: DataConfig) -> Capture:
         raise UserError(
             f"{root}: no COLMAP model in sparse/0, sparse or colmap/sparse/0 (cameras and images, .bin or .txt)"
         )
+    for path in (path for folder in folders for path in model_files(folder)):
+        inside(root, path.relative_to(root).as_posix(), config)
     counts = {folder: image_count(folder) for folder in folders}
     folder = max(folders, key=lambda folder: counts[folder])
     model = read_model(folder, remedy=_undistorter(root, folder))

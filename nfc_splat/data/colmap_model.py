@@ -78,6 +78,12 @@ def model_suffix(folder: Path) -> str | None:
     return None
 
 
+def model_files(folder: Path) -> list[Path]:
+    """The three files of the model in `folder`; the last, the points, may be missing."""
+    suffix = model_suffix(folder)
+    return [folder / f"{stem}{suffix}" for stem in ("cameras", "images", "points3D")]
+
+
 def find_models(root: Path) -> list[Path]:
     """Folders with a model: in `sparse/*` and `sparse`, else in `colmap/sparse/*` and `colmap/sparse`."""
     for base in (root / "sparse", root / "colmap" / "sparse"):
@@ -99,9 +105,8 @@ def image_count(folder: Path) -> int:
 
 def read_model(folder: Path, remedy: str) -> Model:
     """Read the model in `folder`. `remedy` is the command line offered when a camera model is not supported."""
-    suffix = model_suffix(folder)
-    cameras, images, points = (folder / f"{stem}{suffix}" for stem in ("cameras", "images", "points3D"))
-    binary = suffix == ".bin"
+    cameras, images, points = model_files(folder)
+    binary = cameras.suffix == ".bin"
     lenses = (_read_cameras_binary if binary else _read_cameras_text)(cameras, remedy)
     registered = (_read_images_binary if binary else _read_images_text)(images)
     if not registered:

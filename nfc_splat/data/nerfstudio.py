@@ -12,6 +12,7 @@ from typing import Any
 
 from nfc_splat.data.capture import Capture, Frame, counted, naming
 from nfc_splat.data.config import DataConfig
+from nfc_splat.data.folders import scene_file
 from nfc_splat.data.parsing import image_path, number, read_frames, read_object, scene_path, text
 from nfc_splat.data.transforms import read_lens, read_name, read_pose
 from nfc_splat.errors import UserError
@@ -27,7 +28,7 @@ IGNORED = {
 def read(root: Path, config: DataConfig) -> Capture:
     """Read transforms.json and the point cloud that it names."""
     path = root / "transforms.json"
-    meta = read_object(path)
+    meta = read_object(scene_file(root, path.name, config))
     capture = Capture(source=path, frames=[])
     splits = _splits(meta, path)
     for index, entry in enumerate(read_frames(meta, path)):

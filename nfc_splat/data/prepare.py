@@ -137,7 +137,9 @@ def _check_masks(frames: Sequence[Frame], capture: Capture, config: DataConfig) 
     """Masks that are listed exist; where they are to be obeyed, every image has one."""
     lost = [f.name for f in frames if any(m is not None and not is_file(m) for m in (f.mask, f.foreground))]
     if lost:
-        raise UserError(f"{capture.source}: masks are listed for {naming(lost)} but have no file")
+        raise UserError(
+            f"{capture.source}: masks are listed for {naming(lost)} but have no file; restore them, or strike them out"
+        )
     without = [frame.name for frame in frames if frame.foreground is None]
     if config.ignore_background and without:
         raise UserError(

@@ -13,21 +13,22 @@ import numpy as np
 
 from nfc_splat.data.capture import MAX_FRAMES, Capture, Frame, Lens, counted, naming
 from nfc_splat.data.config import DataConfig
-from nfc_splat.data.parsing import floats, number, pixels, read_object, scene_path, text_lines
+from nfc_splat.data.folders import inside, scene_file
+from nfc_splat.data.parsing import floats, is_file, number, pixels, read_object, scene_path, text_lines
 from nfc_splat.errors import UserError
 
 # NICE-SLAM keeps these in its own configuration, not beside the data.
 DEFAULTS = {"w": 1200, "h": 680, "fx": 600.0, "fy": 600.0, "cx": 599.5, "cy": 339.5, "scale": 6553.5}
 SHIFT = 0.5
-FRAME = re.compile(r"frame(\d{1,9})\.(jpg|jpeg|png)", re.IGNORECASE)
+FRAME = re.compile(r"frame([0-9]{1,9})\.(jpg|jpeg|png)", re.IGNORECASE)
 
 
 def read(root: Path, config: DataConfig) -> Capture:
     """Read the trajectory and pair it with the numbered files; every 10th frame is for testing, as in NFC."""
     source = root / "traj.txt"
-    poses = _read_trajectory(source)
+    poses = _read_trajectory(scene_file(root, "traj.txt", config))
     capture = Capture(source=source, frames=[], hold_out_every=10, by_name=False, principal_point_shift=SHIFT)
-    lens, capture.depth_scale = _read_lens(root, capture)
+    lens, capture.depth_scale = _read_lens(root, capture, config)
     images = _numbered_images(root)
     for index, pose in enumerate(poses):
         name = images.get(index, f"frame{index:06d}.jpg")
@@ -90,9 +91,10 @@ def _check_surplus(surplus: list[str], total: int, capture: Capture, config: Dat
     capture.notices.append(f"Warning: images beyond the end of traj.txt are left out: {naming(surplus)}.")
 
 
-def _read_lens(root: Path, capture: Capture) -> tuple[Lens, float]:
+def _read_lens(root: Path, capture: Capture, config: DataConfig) -> tuple[Lens, float]:
     """Intrinsics and depth scale from cam_params.json in the scene or beside it, else NICE-SLAM's."""
-    path = next((p for p in (root / "cam_params.json", root.parent / "cam_params.json") if p.is_file()), None)
+    places = (inside(root, "cam_params.json", config), root.parent / "cam_params.json")
+    path = next((path for path in places if is_file(path)), None)
     values: dict = {}
     origin = "NICE-SLAM's intrinsics for Replica (there is no cam_params.json)"
     if path is not None:

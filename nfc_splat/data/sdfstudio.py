@@ -17,6 +17,7 @@ import numpy as np
 
 from nfc_splat.data.capture import MAX_COORDINATE, Capture, Collider, Frame, Lens
 from nfc_splat.data.config import DataConfig
+from nfc_splat.data.folders import scene_file
 from nfc_splat.data.parsing import (
     image_path,
     matrix,
@@ -38,7 +39,7 @@ NEEDS: dict[str, tuple[str, ...]] = {"near_far": ("near", "far"), "box": ("aabb"
 def read(root: Path, config: DataConfig) -> Capture:
     """Read meta_data.json; every 10th frame in its order is for testing, as in NFC."""
     path = root / "meta_data.json"
-    meta = read_object(path)
+    meta = read_object(scene_file(root, path.name, config))
     model = text(meta, "camera_model", str(path))
     if model is not None and model not in ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "PERSPECTIVE"):
         raise UserError(f"{path}: camera model {model[:80]!r} is not supported, expected OPENCV or PINHOLE")
