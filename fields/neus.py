@@ -253,17 +253,26 @@ class Recipe(MarchedRecipe):
         """Adam over the fields and, where there is one, over the background; the first update has the learning rate of
         step 0."""
         config, factor = self.config, self.rate(0)
-        table = [p for name, p in model.named_parameters() if name.endswith("table")]
         behind = [] if model.behind is None else list(model.behind.parameters())
-        apart = {id(p) for p in (*table, *behind)}
-        networks = [p for p in model.parameters() if id(p) not in apart]
-        groups = [("table", table, config.table_lr), ("networks", networks, config.lr)]
-        fields = [{"params": ps, "name": name, "lr": factor * lr} for name, ps, lr in groups if ps]
+        groups = {"networks": [], "sharpness": [], "table": []}
+        for name, parameter in model.named_parameters():
+            if not name.startswith("behind."):
+                kind = {"sharpness.v": "sharpness", "sdf.encoding.table": "table"}.get(name, "networks")
+                groups[kind].append(parameter)
+        rates = self.highest_rates
+        fields = [{"params": ps, "name": name, "lr": factor * rates[name]} for name, ps in groups.items() if ps]
         shared = {"eps": config.adam_eps, "fused": True}
         found = {"fields": Adam(fields, **shared)}
         if behind:
             found["background"] = Adam([{"params": behind, "name": "background", "lr": factor * config.lr}], **shared)
         return found
+
+    @property
+    def highest_rates(self) -> dict[str, float]:
+        """Highest learning rate of every group of parameters."""
+        config = self.config
+        rates = {"networks": config.lr, "background": config.lr}
+        return rates | {"sharpness": config.sharpness_lr, "table": config.table_lr}
 
     def rate(self, step: int) -> float:
         """The share of the highest learning rates that applies after `step` steps."""
@@ -280,7 +289,7 @@ class Recipe(MarchedRecipe):
         config, factor = self.config, self.rate(step)
         for optimizer in optimizers.values():
             for group in optimizer.param_groups:
-                group["lr"] = factor * (config.table_lr if group["name"] == "table" else config.lr)
+                group["lr"] = factor * self.highest_rates[group["name"]]
         model.advance(step)
         figures = {"s": float(model.sharpness().detach())}
         if self.adaptive:

@@ -110,7 +110,9 @@ class Config:
     """Steps from one update of that grid to the next."""
 
     lr: float = 5e-4
-    """Highest learning rate, of the networks and of s."""
+    """Highest learning rate of the networks."""
+    sharpness_lr: float = 5e-4
+    """Highest learning rate of v."""
     table_lr: float = 1e-2
     """Highest learning rate of the hash grid."""
     adam_eps: float = 1e-15
@@ -146,7 +148,7 @@ class Config:
         at_least_one += ("samples", "update_every", "level_every", "decay_steps")
         for name in at_least_one:
             _require(self, name, getattr(self, name) >= 1, "1 or more")
-        for name in ("region_scale", "lr", "table_lr"):
+        for name in ("region_scale", "lr", "sharpness_lr", "table_lr"):
             _require(self, name, getattr(self, name) > 0, "above 0")
         _require(self, "sharpness", abs(self.sharpness) <= 1.3, "-1.3 to 1.3")
         _require(self, "bias", 0 < self.bias <= 2, "above 0, at most 2")
@@ -231,7 +233,8 @@ def _quick() -> Config:
         sampler="occupancy",
         section_point="middle",
         march_steps=384,
-        lr=2e-3,
+        lr=5e-3,
+        sharpness_lr=1e-3,
         warmup_steps=200,
         decay_steps=6000,
         anneal_steps=1000,
