@@ -34,7 +34,7 @@ class Views:
             if alpha and index != 1:
                 parts.append(128 * torch.ones_like(rows))
             self.images.append(torch.stack(parts, -1).to(torch.uint8))
-        self.masks = [None] * count
+        self.masks, self.foregrounds = [None] * count, [None] * count
         if masks:
             self.masks[0] = torch.zeros(4, 5)
             self.masks[2] = (torch.arange(16) % 2).float().view(4, 4)
@@ -47,6 +47,9 @@ class Views:
 
     def mask(self, index):
         return self.masks[index]
+
+    def foreground(self, index):
+        return self.foregrounds[index]
 
 
 def test_numbers_and_places_belong_together():
@@ -191,3 +194,15 @@ def test_the_target_encoding_follows_the_loss(tmp_path, monkeypatch):
 def test_gaussians_refuse_a_target_encoding_and_say_why(tmp_path):
     with pytest.raises(UserError, match="--target-encoding binary: 3dgs has no colour network"):
         parse_command_line([str(tmp_path), "--method", "3dgs", "--target-encoding", "binary"])
+
+
+def test_what_is_foreground_comes_from_masks_or_else_from_transparency():
+    numbers = torch.arange(54)
+    assert Pixels(Views()).foreground_of(numbers) is None
+    transparent = Pixels(Views(alpha=True)).foreground_of(numbers)
+    torch.testing.assert_close(transparent, torch.where((numbers < 20) | (numbers >= 38), 128 / 255, 1.0))
+    views = Views(alpha=True)
+    views.foregrounds = [torch.eye(4, 5), torch.zeros(6, 3), torch.ones(4, 4)]
+    stated = Batches(views, WHITE, "cpu").load_pixels(numbers[:38], WHITE).foreground
+    assert torch.equal(stated, torch.cat([torch.eye(4, 5).reshape(-1), torch.zeros(18)]))
+    assert Batches(Views(), WHITE, "cpu").load_pixels(numbers, WHITE).foreground is None
