@@ -45,13 +45,13 @@ OPTIONAL = (
     Package("gsplat", "fast Gaussians on a GPU", "pip install 'nfc-splat[gpu]'", "import gsplat"),
     Package(
         "tinycudann",
-        "hash grids on a GPU, for methods to come",
+        "hash grids on a GPU",
         "built from source: pip install git+https://github.com/NVlabs/tiny-cuda-nn/#subdirectory=bindings/torch",
         "import tinycudann",
     ),
     Package(
         "open3d",
-        "the built-in scene",
+        "the built-in scene, meshes",
         "pip install 'nfc-splat[geometry]'",
         "from nfc_splat.open3d_loader import load_open3d; load_open3d()",
     ),

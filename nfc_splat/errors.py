@@ -15,6 +15,9 @@ class UserError(Exception):
 
 def run_command(main: Callable[[], int | None]) -> None:
     """Run a command's `main` and leave the process with its exit code; a `UserError` becomes one line on stderr."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # file names may hold bytes that no encoding has a character for
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = main()
     except UserError as error:

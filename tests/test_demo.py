@@ -321,6 +321,13 @@ def test_a_wrong_command_line_is_one_line(words, message, monkeypatch, tmp_path,
     assert not list(tmp_path.iterdir())
 
 
+def test_a_name_without_characters_is_shown_escaped():
+    script = "from nfc_splat.errors import run_command; run_command(lambda: print('scene\\udcff'))"
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, env=os.environ | {"PYTHONIOENCODING": "utf-8"}, capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"scene\\udcff\n", b"")
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 def test_a_wrong_value_is_one_line_in_any_terminal(encoding):
     command = [sys.executable, "-m", "nfc_splat.demo", "--kind", "castle"]
