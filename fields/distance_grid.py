@@ -16,7 +16,7 @@ from nfc_splat.errors import UserError
 
 ROWS_AT_ONCE = 2**16
 TURNS = 16  # updates in which every cell is looked at once
-MARGIN = 3.0  # cells: how much farther than what is occupied an update looks
+MARGIN = 2.0  # cells: how much farther than what is occupied an update looks
 
 
 class DistanceGrid(nn.Module):

@@ -46,7 +46,7 @@ from nfc_splat.rendering.samples import Samples, unit_directions
 FEWEST_RAYS = 64
 EIKONAL_RADIUS = 1.2
 WEIGHT_THRESHOLD = 1e-4  # of a sample's share of its pixel, below which its colour is left out, with even steps
-REACH = 8.0  # over s: beyond this distance the sigmoid is within e^-8 of its end
+REACH = 6.0  # over s: beyond this distance the sigmoid is within e^-6 of its end
 ROWS_AT_ONCE = 2**16
 EXPORT_CELLS = 160  # along an axis, for the point cloud
 BYTES_PER_ACTIVATION = 12  # of drawing a sample: value, slope and a temporary
@@ -125,7 +125,8 @@ class Model(MarchedModel):
         """See `MarchedModel.march`. `extras` also has "gradients" [K, 3] and "points" [K, 3], local, of all samples in
         the region, and "marched", how many samples there are."""
         if self.grid is not None:
-            samples, threshold = self.region.steps(rays, self.grid.occupied, self.training), WEIGHT_THRESHOLD
+            s = float(self.sharpness().detach())
+            samples, threshold = self.region.steps(rays, self.grid.occupied, s, self.training), WEIGHT_THRESHOLD
         else:
             samples, threshold = self.region.sections(rays, self.sdf.distance, self.training), 0.0
         outside = None

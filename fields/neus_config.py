@@ -101,7 +101,7 @@ class Config:
     background_samples: int = 32
     """Samples of a ray behind the region."""
     march_steps: int = 512
-    """Steps along the diagonal of the region, with --sampler occupancy."""
+    """Most steps along the diagonal of the region, with --sampler occupancy; a blurred surface gets longer ones."""
     samples: int = 2**15
     """Samples in a batch, with --sampler occupancy: the number of rays follows."""
     grid: int = 64
@@ -228,14 +228,17 @@ def _quick() -> Config:
         log2_table_size=17,
         finest_resolution=256,
         first_levels=4,
-        level_every=400,
+        level_every=200,
         rays=4096,
         sampler="occupancy",
         section_point="middle",
         march_steps=384,
+        grid=96,
+        update_every=32,
+        samples=2**14,
         lr=5e-3,
         sharpness_lr=1e-3,
-        warmup_steps=200,
+        warmup_steps=100,
         decay_steps=6000,
         anneal_steps=1000,
         eikonal_points=1024,

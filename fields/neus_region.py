@@ -115,13 +115,14 @@ class Region(nn.Module):
         inside = (origins[:, None] + t[..., None] * directions[:, None]).norm(dim=-1) < 1
         return inside[:, 1:] | inside[:, :-1]
 
-    def steps(self, rays: Rays, occupied: Tensor, jitter: bool) -> Samples:
-        """Even steps through the occupied cells [G, G, G] of the cube; shifted by up to a step with `jitter`."""
+    def steps(self, rays: Rays, occupied: Tensor, s: float, jitter: bool) -> Samples:
+        """Even steps through the occupied cells [G, G, G] of the cube; shifted by up to a step with `jitter`. They are
+        1 / s long, as a blurred surface needs no finer ones, but no shorter than `march_steps` make them."""
         count, device = len(rays.origins), rays.origins.device
         offset = torch.rand(count, device=device) if jitter else 0.5
         low, high = self.bounds
         radius = float(self.radius)
-        step = 2 * math.sqrt(3) * radius / self.config.march_steps
+        step = max(2 * math.sqrt(3) / self.config.march_steps, 1 / s) * radius
         length = rays.directions.norm(dim=-1)
         near = NEAR * radius / length
         return box_steps(rays, low, high, step, near=near, offset=offset, occupancy=occupied)
@@ -173,11 +174,11 @@ class Region(nn.Module):
 
 def joined(first: Samples, then: Samples) -> tuple[Samples, Tensor]:
     """On every ray the samples of `first` and then those of `then`; and which of all [M] bool are the latter. Both
-    keep the positions that they have; `steps` number the samples."""
+    keep the positions that they have."""
     ray, order = torch.cat([first.ray, then.ray]).sort(stable=True)
     pick = lambda name: torch.cat([getattr(first, name), getattr(then, name)]).index_select(0, order)  # noqa: E731
     offsets = first.offsets + then.offsets
-    samples = replace(first, t=pick("t"), widths=pick("widths"), ray=ray, offsets=offsets)
+    samples = replace(first, t=pick("t"), widths=pick("widths"), ray=ray, offsets=offsets, steps=None)
     samples.__dict__["positions"] = pick("positions")
     return samples, order >= len(first)
 

@@ -301,7 +301,7 @@ def test_samples_behind_the_region(kind):
 def test_samples_of_two_kinds_are_joined_ray_by_ray():
     where, asked = region(), rays(10)
     near, far = (
-        where.steps(asked, torch.ones(4, 4, 4, dtype=torch.bool), False),
+        where.steps(asked, torch.ones(4, 4, 4, dtype=torch.bool), 30.0, False),
         where.behind(asked, "contracted", False),
     )
     samples, outside = joined(near, far)
