@@ -3,18 +3,21 @@
 The grid remembers a distance for every cell. An update asks again in all cells near the surface, and in turn in some of
 the others. As distances are continuous, nothing is drawn at random. Lengths are in half sides of the grid.
 
-Symbols: G cells along an axis, N points.
+Symbols: G cells along an axis, N points, M samples of R rays.
 """
 
 import math
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nfc_splat.errors import UserError
+from nfc_splat.rendering.packed import exclusive_sum
 
 ROWS_AT_ONCE = 2**16
+LEAST_LIGHT = -7.0  # logarithm of the share of a ray's light below which samples are hidden
 TURNS = 16  # updates in which every cell is looked at once
 MARGIN = 2.0  # cells: how much farther than what is occupied an update looks
 
@@ -77,6 +80,23 @@ class DistanceGrid(nn.Module):
                 f"the surface is gone: the distances lie between {low:.3g} and {high:.3g} half sides of the region in "
                 f"all {self.size}^3 cells; check the scene's poses with nfc_splat.doctor, or lower --lr"
             )
+
+    @torch.no_grad()
+    def in_sight(self, points: Tensor, offsets: Tensor, s: float) -> Tensor:
+        """Which samples [M] bool along rays some light may reach, by the remembered distances.
+
+        The light that goes on falls as Phi = sigmoid(s f) does. Distances between the cells' middles are interpolated,
+        and taken for half a cell larger than they are: what is thinner than the grid sees hides nothing.
+
+        Args:
+            points: [M, 3] in [-1, 1]^3, ray by ray, nearest first. offsets: [R + 1] which are a ray's.
+            s: sharpness.
+        """
+        at = points.flip(-1).view(1, 1, 1, -1, 3)
+        distance = F.grid_sample(self.distances[None, None], at, padding_mode="border", align_corners=False).view(-1)
+        light = F.logsigmoid(s * (distance + 1 / self.size))
+        fall = F.pad(light[1:] - light[:-1], (0, 1)).clamp_max(0)
+        return exclusive_sum(fall, offsets) > LEAST_LIGHT
 
     def centers(self, cells: Tensor) -> Tensor:
         """[N, 3] middles of cells [N] (flat numbers) in [-1, 1]^3."""

@@ -16,7 +16,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +46,7 @@ from nfc_splat.rendering.samples import Samples, unit_directions
 FEWEST_RAYS = 64
 EIKONAL_RADIUS = 1.2
 WEIGHT_THRESHOLD = 1e-4  # of a sample's share of its pixel, below which its colour is left out, with even steps
-REACH = 6.0  # over s: beyond this distance the sigmoid is within e^-6 of its end
+REACH = 5.0  # over s: beyond this distance the sigmoid is within e^-5 of its end
 ROWS_AT_ONCE = 2**16
 EXPORT_CELLS = 160  # along an axis, for the point cloud
 BYTES_PER_ACTIVATION = 12  # of drawing a sample: value, slope and a temporary
@@ -127,6 +127,8 @@ class Model(MarchedModel):
         if self.grid is not None:
             s = float(self.sharpness().detach())
             samples, threshold = self.region.steps(rays, self.grid.occupied, s, self.training), WEIGHT_THRESHOLD
+            seen = self.grid.in_sight(self.region.to_local(samples.positions), samples.offsets, s)
+            samples, _ = samples.keep(seen)
         else:
             samples, threshold = self.region.sections(rays, self.sdf.distance, self.training), 0.0
         outside = None

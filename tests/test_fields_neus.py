@@ -353,6 +353,23 @@ def test_a_surface_that_is_gone_is_said():
         grid.update(lambda points: torch.full((len(points),), 3.0), 0.01)
 
 
+def test_samples_behind_a_surface_are_out_of_sight():
+    grid, where, asked = DistanceGrid(32), region(), rays(200)
+    grid.update(ball, 0.2)
+    samples = where.steps(asked, grid.occupied, 100.0, False)
+    local = where.to_local(samples.positions)
+    seen = grid.in_sight(local, samples.offsets, 100.0)
+    fall = torch.zeros(len(local), dtype=torch.float64)  # what the light loses from the nearest sample of the ray on
+    for first, last in zip(samples.offsets[:-1].tolist(), samples.offsets[1:].tolist(), strict=True):
+        light = torch.nn.functional.logsigmoid(100 * ball(local[first:last].double()))
+        fall[first + 1 : last] = light.diff().clamp_max(0).cumsum(0)
+    assert seen[fall > -3].all()
+    assert not seen[fall < -16].any()
+    assert 0.4 < seen.float().mean() < 0.8
+    sharper = grid.in_sight(local, samples.offsets, 400.0)
+    assert sharper.sum() < seen.sum()
+
+
 # ---------------------------------------------------------------------------------------------------- what is drawn
 
 
