@@ -39,7 +39,7 @@ UNBOUNDED = dict(
     tv_color=1e-7,
 )
 # The share of alpha_threshold that acts in unbounded scenes from a step on, which is in units of grow_every.
-UNBOUNDED_THRESHOLDS = {0: 0.05, 1.5: 0.1, 2.5: 0.25, 3.5: 0.333, 4.5: 0.5, 5.5: 1.0}
+UNBOUNDED_THRESHOLDS = {0: 0.05, 1.5: 0.1, 2.5: 0.25, 3.5: 1 / 3, 4.5: 0.5, 5.5: 1.0}
 
 
 @dataclass(frozen=True)

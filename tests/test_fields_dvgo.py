@@ -108,7 +108,7 @@ def test_what_becomes_of_an_untouched_voxel(monkeypatch):
 
 
 def test_the_unbounded_thresholds_follow_the_doublings():
-    published = {0: 5e-6, 1500: 1e-5, 2500: 2.5e-5, 3500: 3.33e-5, 4500: 5e-5, 5500: 1e-4}
+    published = {0: 5e-6, 1500: 1e-5, 2500: 2.5e-5, 3500: 1e-4 / 3, 4500: 5e-5, 5500: 1e-4}
     assert thresholds(settled(Config(), bounded=False)) == pytest.approx(published)
     assert thresholds(settled(Config(grow_every=10), bounded=False))[15] == pytest.approx(1e-5)
     assert thresholds(settled(Config(), bounded=True)) == {0: 1e-4}
