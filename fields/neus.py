@@ -73,7 +73,7 @@ class Model(MarchedModel):
         self.head = ColorHead(config.target_encoding)
         self.encoding = self.head.encoding
         self.sdf = _sdf_network(config, bool(region.inside_out), table)
-        self.colors = ColorNetwork(config, self.head.out_features)
+        self.colors = ColorNetwork(config, self.sdf.out_features, self.head.out_features)
         self.sharpness = Sharpness(config.sharpness)
         self.behind = None if behind == "none" else Background(behind, config, self.head.out_features)
         self.grid = DistanceGrid(config.grid) if config.sampler == "occupancy" else None

@@ -23,11 +23,12 @@ HEAD_WIDTH = 128
 class ColorNetwork(nn.Module):
     """Colour logits from point, direction, gradient and features (NeuS, section 3.1; IDR's renderer)."""
 
-    def __init__(self, config: Config, outputs: int) -> None:
+    def __init__(self, config: Config, features: int, outputs: int) -> None:
+        """features: F. outputs: O."""
         super().__init__()
         self.views = Positional(3, VIEW_OCTAVES)
         self.spare = config.spare_inputs
-        inputs = 6 + self.views.out_dim + config.features + self.spare
+        inputs = 6 + self.views.out_dim + features + self.spare
         self.mlp = MLP(inputs, outputs, config.color_width, config.color_depth)
         if config.variant == "sdfstudio":
             for layer in self.mlp.layers:

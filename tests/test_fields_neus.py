@@ -537,7 +537,7 @@ def test_the_background_network_sees_bounded_points():
 
 def test_the_colour_network_starts_as_its_variant_does():
     torch.manual_seed(0)
-    ours, theirs = (ColorNetwork(preset("paper", variant=name), 3) for name in ("sdfstudio", "original"))
+    ours, theirs = (ColorNetwork(preset("paper", variant=name), 256, 3) for name in ("sdfstudio", "original"))
     assert all((layer.bias == 0).all() for layer in ours.layers)
     assert ours.layers[1].weight.abs().max().item() == pytest.approx(math.sqrt(6 / 256), rel=0.01)
     assert theirs.layers[1].weight.abs().max().item() == pytest.approx(math.sqrt(1 / 256), rel=0.01)

@@ -17,7 +17,7 @@ from nfc_splat.training.config import CheckpointConfig, default_config, resolve
 from nfc_splat.training.load import load_run
 from nfc_splat.training.trainer import Trainer
 
-LONGER = {"steps": 300, "decay_steps": 300, "anneal_steps": 60, "warmup_steps": 10, "level_every": 40, "grid": 24}
+LONGER = {"steps": 160, "decay_steps": 160, "anneal_steps": 40, "warmup_steps": 10, "level_every": 30, "grid": 24}
 FASTER = {"depth": 1, "bias": 0.4, "finest_resolution": 16, "log2_table_size": 12}
 
 

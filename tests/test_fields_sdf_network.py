@@ -90,10 +90,10 @@ def test_the_gradient_is_autograds(encoding, skip):
     torch.testing.assert_close(distance, network.distance(x))
 
 
-@pytest.mark.parametrize("encoding", ["octaves", "hash"])
-def test_a_loss_of_the_gradient_has_the_gradients_of_double_differentiation(encoding):
+@pytest.mark.parametrize(("encoding", "features"), [("octaves", 3), ("hash", 3), ("hash", 0)])
+def test_a_loss_of_the_gradient_has_the_gradients_of_double_differentiation(encoding, features):
     """All parameters' gradients, of a loss of distance, features and gradient, against `create_graph`."""
-    network = small(encoding)
+    network = small(encoding, features=features)
     x = points(dtype=torch.float64)
     weights = torch.rand(64, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 
@@ -124,6 +124,13 @@ def plain_distance(network, x):
         h = h @ layer.weight.T + layer.bias
         h = nn.functional.softplus(h, 100) if index < len(network.layers) - 1 else h
     return h[:, 0]
+
+
+def test_without_features_the_encoding_is_handed_on():
+    network = small("hash", torch.float32, features=0)
+    assert network.out_features == 8
+    assert network.layers[-1].weight.shape == (1, 32)
+    torch.testing.assert_close(network(points())[1], network.encoding(points())[:, 3:])
 
 
 def test_gradcheck():
