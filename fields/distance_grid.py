@@ -95,7 +95,7 @@ class DistanceGrid(nn.Module):
         at = points.flip(-1).view(1, 1, 1, -1, 3)
         distance = F.grid_sample(self.distances[None, None], at, padding_mode="border", align_corners=False).view(-1)
         light = F.logsigmoid(s * (distance + 1 / self.size))
-        fall = F.pad(light[1:] - light[:-1], (0, 1)).clamp_max(0)
+        fall = F.pad(light.diff(), (0, min(1, len(light)))).clamp_max(0)  # the last one's is not asked for
         return exclusive_sum(fall, offsets) > LEAST_LIGHT
 
     def centers(self, cells: Tensor) -> Tensor:

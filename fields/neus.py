@@ -227,9 +227,8 @@ class _Pass:
     def normals(self, drawn: Rendering) -> Tensor:
         """[R, 3] unit normals, 0 where nothing of the region is hit."""
         samples, weights, rows = (drawn.extras[name] for name in ("samples", "weights", "features"))
-        near = (rows < len(self.points)).to(weights)
-        gradients = self.gradients.index_select(0, rows.clamp_max(len(self.points) - 1))
-        return F.normalize(accumulate(weights * near, gradients, samples.offsets), dim=-1)
+        gradients = F.pad(self.gradients, (0, 0, 0, 1)).index_select(0, rows.clamp_max(len(self.points)))
+        return F.normalize(accumulate(weights, gradients, samples.offsets), dim=-1)
 
 
 class Recipe(MarchedRecipe):

@@ -412,6 +412,21 @@ def test_the_background_shows_where_the_surface_does_not():
     torch.testing.assert_close(drawn.color, torch.tensor([[1.0, 0, 1]]).expand(40, 3), atol=0.02, rtol=0)
 
 
+@pytest.mark.parametrize("kind", ["none", "contracted"])
+def test_rays_that_meet_nothing(kind):
+    model = build(small("quick", depth=1, background=kind), has_alpha=False)
+    model.grid.update(lambda points: points.norm(dim=-1) - 0.1, 0.01)
+    asked = rays()
+    away = dataclasses.replace(asked, directions=-asked.directions)
+    model.draw_normals = True
+    for some in (away, dataclasses.replace(away, origins=away.origins[:0], directions=away.directions[:0])):
+        drawn = model.train().march(some, torch.zeros(3))
+        assert (drawn.normal == 0).all()
+        assert drawn.color.shape == (len(some.origins), 3)
+        (drawn.color.sum() + model.regularizers(drawn, batch_of(40), 1)["eikonal"]).backward()
+    assert kind != "none" or (drawn.alpha == 0).all()
+
+
 @pytest.mark.parametrize("kind", ["contracted", "sphere"])
 def test_gradients_reach_every_parameter(kind):
     shape = "sphere" if kind == "sphere" else "box"
