@@ -48,6 +48,9 @@ class Densification(abc.ABC):
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `state_dict` gave."""
 
+    def forget(self) -> None:
+        """Start collecting statistics anew."""
+
     def refines(self, step: int) -> bool:
         """Whether Gaussians are added and removed at `step`."""
         config = self.config
@@ -128,6 +131,10 @@ class DefaultDensification(Densification):
     def wants_gradients(self, step: int) -> bool:
         return step < self.config.refine_stop
 
+    def prunes(self, step: int, total: int) -> bool:
+        """Whether the refinement at `step` also removes faint and huge Gaussians, of `total`; others are always."""
+        return True
+
     @torch.no_grad()
     def observe(self, gradients: Tensor, info: RasterInfo) -> None:
         half_size = gradients.new_tensor([info.width, info.height]) * (len(gradients) / 2)
@@ -155,7 +162,9 @@ class DefaultDensification(Densification):
         config = self.config
         total = len(model.means)
         gradient = self.gradient_sum / self.views.clamp_min(1)
-        dead = (model.opacities.sigmoid() < config.prune_opacity) | ~finite_rows(model)
+        pruning, dead = self.prunes(step, total), ~finite_rows(model)
+        if pruning:
+            dead |= model.opacities.sigmoid() < config.prune_opacity
         wanted = (gradient > config.grow_grad2d) & ~dead
         room = max(0, config.max_primitives - int((~dead).sum()))
         grow = _largest(gradient, wanted, room)
@@ -166,7 +175,7 @@ class DefaultDensification(Densification):
         source = torch.cat([rest, clones, parents, parents])
         fresh = torch.arange(len(source), device=source.device) >= len(rest)
         changes = _split(model, source, 2 * len(parents))
-        if step > config.prune_large_from:
+        if pruning and step > config.prune_large_from:
             kept = changes["scales"].amax(-1).exp() <= config.prune_scale3d * self.extent
             source, fresh = source[kept], fresh[kept]
             changes = {name: values[kept] for name, values in changes.items()}
@@ -179,6 +188,9 @@ class DefaultDensification(Densification):
         added = len(clones) + len(parents)
         removed = total + added - len(source)
         return {"cloned": len(clones), "split": len(parents), "pruned": removed, "refused": int(wanted.sum()) - added}
+
+    def forget(self) -> None:
+        self.gradient_sum = self.views = None
 
     def _forget(self, like: Tensor) -> None:
         self.gradient_sum = torch.zeros_like(like, requires_grad=False)

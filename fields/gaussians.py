@@ -55,18 +55,7 @@ class Model(SceneModel):
     @classmethod
     def initialise(cls, config: Config, geometry: SceneGeometry) -> Self:
         """Isotropic Gaussians on the scene's points, or on random ones where the cameras look (with a notice)."""
-        points, colors = initial_points(geometry, config.init_points, config.max_primitives)
-        scales = (neighbor_distance(points) * config.init_scale).clamp_min(SMALLEST * geometry.extent)
-        count, device = len(points), points.device
-        tensors = {
-            "means": points,
-            "quats": torch.tensor([1.0, 0, 0, 0], device=device).repeat(count, 1),
-            "scales": scales.log()[:, None].repeat(1, 3),
-            "opacities": torch.full((count,), config.init_opacity, device=device).logit(),
-            "sh0": ((colors - 0.5) / SH_C0)[:, None],
-            "shN": torch.zeros(count, (config.sh_degree + 1) ** 2 - 1, 3, device=device),
-        }
-        return cls(config, tensors)
+        return cls(config, initial_gaussians(config, geometry))
 
     @classmethod
     def from_tensors(cls, config: Config, tensors: Mapping[str, Tensor]) -> Self:
@@ -86,22 +75,33 @@ class Model(SceneModel):
         Raises:
             ValueError: cameras of several sizes, or with lens distortion.
         """
+        return self.draw(self.splats(), cameras, pixels, background)
+
+    def splats(self) -> dict[str, Tensor]:
+        """The parameters by name."""
+        return {name: getattr(self, name) for name in SPLAT_TENSORS}
+
+    def draw(
+        self, splats: Mapping[str, Tensor], cameras: Cameras, pixels: Tensor | None, background: Tensor
+    ) -> Rendering:
+        """`render` with the parameters `splats` instead of the model's own."""
         if cameras.model != "pinhole":
             raise ValueError(f"Gaussians are rasterised without a lens: undistort the {cameras.model!r} images first")
+        means = splats["means"]
         colors, alpha, info = rasterize(
-            self.means,
-            self.quats,
-            self.scales.exp(),
-            self.opacities.sigmoid(),
-            (self.sh0, self.shN),
-            cameras.viewmats.to(self.means.dtype),
-            cameras.Ks.to(self.means.dtype),
+            means,
+            splats["quats"],
+            splats["scales"].exp(),
+            splats["opacities"].sigmoid(),
+            (splats["sh0"], splats["shN"]),
+            cameras.viewmats.to(means.dtype),
+            cameras.Ks.to(means.dtype),
             cameras.width,
             cameras.height,
             sh_degree=int(self.active_sh_degree),
             near_plane=self.config.near_plane,
             far_plane=self.config.far_plane,
-            backgrounds=background.to(self.means).expand(len(cameras), 3),
+            backgrounds=background.to(means).expand(len(cameras), 3),
             render_mode="RGB" if self.training else "RGB+ED",
             rasterize_mode="antialiased" if self.config.antialiased else "classic",
             absgrad=self.config.absgrad and self.training,
@@ -123,14 +123,33 @@ class Model(SceneModel):
         return terms
 
 
+def initial_gaussians(config: Config, geometry: SceneGeometry) -> dict[str, Tensor]:
+    """The parameters of isotropic Gaussians on `initial_points`, as wide as the points are apart."""
+    points, colors = initial_points(geometry, config.init_points, config.max_primitives)
+    scales = (neighbor_distance(points) * config.init_scale).clamp_min(SMALLEST * geometry.extent)
+    count, device = len(points), points.device
+    return {
+        "means": points,
+        "quats": torch.tensor([1.0, 0, 0, 0], device=device).repeat(count, 1),
+        "scales": scales.log()[:, None].repeat(1, 3),
+        "opacities": torch.full((count,), config.init_opacity, device=device).logit(),
+        "sh0": ((colors - 0.5) / SH_C0)[:, None],
+        "shN": torch.zeros(count, (config.sh_degree + 1) ** 2 - 1, 3, device=device),
+    }
+
+
 class Recipe(BaseRecipe):
     """Adam with a learning rate per parameter, one image at a time, densification by the configured strategy."""
+
+    strategies: ClassVar[Mapping[str, type[Densification]]] = {
+        "default": DefaultDensification,
+        "mcmc": MCMCDensification,
+    }
 
     def __init__(self, config: Config, geometry: SceneGeometry):
         self.config = config
         self.extent = geometry.extent
-        strategies: dict[str, type[Densification]] = {"default": DefaultDensification, "mcmc": MCMCDensification}
-        self.densification = strategies[config.strategy](config, self.extent)
+        self.densification = self.strategies[config.strategy](config, self.extent)
         self._base_gradients: Tensor | None = None
 
     def optimizers(self, model: Model) -> dict[str, Optimizer]:
@@ -145,6 +164,8 @@ class Recipe(BaseRecipe):
         """0.8 L1 + 0.2 (1 - SSIM), each a mean over the pixels that count."""
         weight = self.config.dssim_weight
         absolute = l1(rendering.color, batch.target, mask=batch.mask)
+        if weight == 0:
+            return absolute
         return (1 - weight) * absolute + weight * (1 - image_ssim(rendering.color, batch.target, batch.mask))
 
     def before_backward(self, rendering: Rendering, losses: Mapping[str, Tensor], step: int) -> None:
@@ -172,11 +193,18 @@ class Recipe(BaseRecipe):
         (optimizer,) = optimizers.values()
         means = next(group for group in optimizer.param_groups if group["name"] == "means")
         figures = self.densification.after_step(model, optimizer, step, means["lr"])
-        # A factor, not a value: the trainer may have slowed the optimiser down.
-        means["lr"] *= (self.config.lr_means_final / self.config.lr_means) ** (1 / self.config.steps)
+        self.decay(optimizer, step)
         if step % self.config.sh_degree_every == 0:
             model.active_sh_degree.add_(1).clamp_(max=self.config.sh_degree)
         return {"primitives": model.primitives, **figures}
+
+    def decay(self, optimizer: Optimizer, step: int) -> None:
+        """Lower the learning rates for the step after `step`."""
+        # A factor, not a value: the trainer may have slowed the optimiser down.
+        factor = (self.config.lr_means_final / self.config.lr_means) ** (1 / self.config.steps)
+        for group in optimizer.param_groups:
+            if group["name"] == "means":
+                group["lr"] *= factor
 
     def _screen_gradients(self, info: RasterInfo) -> Tensor:
         if self._base_gradients is not None:
@@ -192,10 +220,14 @@ class Recipe(BaseRecipe):
 
 def export(model: Model, folder: Path) -> list[Path]:
     """Write `point_cloud.ply` (INRIA layout) in the scene's frame and units; says how many rows were unusable."""
-    tensors = {name: getattr(model, name).detach().cpu() for name in SPLAT_TENSORS}
-    splats = Splats(**tensors, antialiased=model.config.antialiased)
     path = Path(folder) / "point_cloud.ply"
-    dropped = write_splats(path, splats)
+    write_gaussians(path, model.splats(), model.config.antialiased)
+    return [path]
+
+
+def write_gaussians(path: Path, splats: Mapping[str, Tensor], antialiased: bool) -> None:
+    """Write parameters as a PLY; says how many rows were unusable."""
+    tensors = {name: tensor.detach().cpu() for name, tensor in splats.items()}
+    dropped = write_splats(path, Splats(**tensors, antialiased=antialiased))
     if dropped:
         log.warning("%s: left out %d Gaussians with non-finite values", path, dropped)
-    return [path]

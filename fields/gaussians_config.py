@@ -7,7 +7,7 @@ those of 3DGS, per pixel of normalised device coordinates (pixel gradient times 
 
 import math
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from nfc_splat.errors import UserError
 
@@ -19,6 +19,7 @@ FEWEST_VIEWS = 10  # a refinement that has seen fewer views than this works on n
 class Config:
     """3D Gaussian splatting (Kerbl et al. 2023). --help shows the values of the chosen --preset and --strategy."""
 
+    STEP_FIELDS: ClassVar[tuple[str, ...]] = STEP_FIELDS
     # What --help calls the flags from this one to the next that is named here.
     FLAG_GROUPS: ClassVar[dict[str, str]] = {
         "steps": "3dgs drawing and start",
@@ -110,35 +111,34 @@ class Config:
         for field in fields(self):
             value = getattr(self, field.name)
             if field.type is float:
-                _require(self, field.name, math.isfinite(value), "a finite number")
+                require(self, field.name, math.isfinite(value), "a finite number")
             if field.type in (int, float):
-                _require(self, field.name, value >= 0, "0 or more")
+                require(self, field.name, value >= 0, "0 or more")
         for name in ("steps", "sh_degree_every", "refine_every", "max_primitives", "init_points"):
-            _require(self, name, getattr(self, name) >= 1, "1 or more")
-        _require(self, "init_opacity", 0 < self.init_opacity < 1, "strictly between 0 and 1")
+            require(self, name, getattr(self, name) >= 1, "1 or more")
+        require(self, "init_opacity", 0 < self.init_opacity < 1, "strictly between 0 and 1")
         # A reset sets opacities to twice this at most, which has to stay one.
-        _require(self, "prune_opacity", 0 < self.prune_opacity < 0.5, "strictly between 0 and 0.5")
+        require(self, "prune_opacity", 0 < self.prune_opacity < 0.5, "strictly between 0 and 0.5")
         for name in ("init_scale", "lr_means", "lr_means_final", "near_plane"):
-            _require(self, name, getattr(self, name) > 0, "above 0")
-        _require(self, "far_plane", self.far_plane > self.near_plane, f"above --near-plane {self.near_plane}")
-        _require(self, "sh_degree", self.sh_degree <= 3, "0, 1, 2 or 3")
-        _require(self, "dssim_weight", self.dssim_weight <= 1, "from 0 to 1")
+            require(self, name, getattr(self, name) > 0, "above 0")
+        require(self, "far_plane", self.far_plane > self.near_plane, f"above --near-plane {self.near_plane}")
+        require(self, "sh_degree", self.sh_degree <= 3, "0, 1, 2 or 3")
+        require(self, "dssim_weight", self.dssim_weight <= 1, "from 0 to 1")
 
-    def scaled_to(self, steps: int) -> "Config":
+    def scaled_to(self, steps: int) -> Self:
         """The same schedule stretched or squeezed to `steps`: every field counted in steps is rescaled.
 
-        A refinement still waits for at least `FEWEST_VIEWS` steps.
+        What happens at all still happens, and a refinement still waits for at least `FEWEST_VIEWS` steps.
         """
         factor = steps / self.steps
-        scaled = {name: round(getattr(self, name) * factor) for name in STEP_FIELDS}
-        scaled["sh_degree_every"] = max(1, scaled["sh_degree_every"])
+        values = {name: getattr(self, name) for name in self.STEP_FIELDS}
+        scaled = {name: max(1, round(value * factor)) if value else 0 for name, value in values.items()}
         scaled["refine_every"] = max(min(self.refine_every, FEWEST_VIEWS), scaled["refine_every"])
-        if self.reset_every:
-            scaled["reset_every"] = max(1, scaled["reset_every"])
         return replace(self, steps=steps, **scaled)
 
 
-def _require(config: Config, name: str, holds: bool, expected: str) -> None:
+def require(config: Config, name: str, holds: bool, expected: str) -> None:
+    """Raise a `UserError` that names the flag of the field `name` unless its value `holds`."""
     if not holds:
         flag = "--" + name.replace("_", "-")
         raise UserError(f"{flag} {getattr(config, name)}: expected {expected}")
