@@ -46,6 +46,12 @@ METHODS = {
             preset_fields=("strategy",),
         ),
         Method(
+            "4dgs",
+            "3D Gaussians that move: a HexPlane deforms them (4DGS, Wu et al. 2024)",
+            "nfc_splat.fields.deformed_gaussians",
+            dynamic=True,
+        ),
+        Method(
             "dvgo",
             "voxel grids, coarse to fine (DirectVoxGO, Sun et al. 2022)",
             "nfc_splat.fields.dvgo",

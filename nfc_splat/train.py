@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from nfc_splat.errors import UserError, run_command
 
 if TYPE_CHECKING:
-    from nfc_splat.data import Scene
+    from nfc_splat.data import Scene, Split
     from nfc_splat.fields.recipe import SceneGeometry
     from nfc_splat.training.config import TrainConfig
     from nfc_splat.training.load import LoadedRun
@@ -56,6 +56,7 @@ def train(config: "TrainConfig") -> int:
     keep_freed_memory()
     scene = load.load_training_scene(config)
     _introduce(config, scene)
+    _check_motion(config.method, scene.splits["train"])
     fingerprint = load.scene_hash(scene)
     views = scene.splits["train"]
     geometry = scene_geometry(scene, config.device)
@@ -159,6 +160,32 @@ def _introduce(config: "TrainConfig", scene: "Scene") -> None:
     log.info("preset: %s, %d steps, on %s with %d threads", config.preset, config.steps, config.device, config.threads)
     log.info("loss:   %s", loss)
     log.info("run:    %s", config.out)
+
+
+def _check_motion(name: str, views: "Split") -> None:
+    """Say what the frames' times mean for the method called `name`.
+
+    Raises:
+        UserError: it models motion and there is none.
+    """
+    from nfc_splat.fields import METHODS, find_method
+
+    times = views.cameras.times
+    count = 0 if times is None else len(times.unique())
+    fitting = [method.name for method in METHODS.values() if method.dynamic]
+    if find_method(name).dynamic:
+        if count < 2:
+            why = "the frames have no times" if times is None else "all training frames have the same time"
+            raise UserError(f"--method {name} models motion, and {why}; use --method 3dgs, or give each frame its time")
+        log.info("time:   the training frames carry %d different times, so the scene moves", count)
+    elif count > 1:
+        log.warning(
+            "--method %s is static and the frames carry %d different times: what moves will blur; for motion use "
+            "--method %s",
+            name,
+            count,
+            " or ".join(fitting),
+        )
 
 
 class _Printer(logging.Handler):

@@ -110,7 +110,7 @@ def test_no_two_flags_share_a_name(method):
         (("--steps", "many"), "--steps"),
         (("--steps", "0"), "--steps 0: expected 1 or more"),
         (("--loss", "focal"), "'focal' for argument '--loss'"),
-        (("--method", "4dgs"), "--method 4dgs: expected one of 3dgs"),
+        (("--method", "5dgs"), "--method 5dgs: expected one of 3dgs"),
         (("--preset", "fast"), "--preset fast: expected auto, quick or paper"),
         (("--loss-weight", "2"), "--loss-weight 2.0: has no effect with --loss regression"),
         (("--loss", "classification", "--loss-weight", "-1"), "--loss-weight -1.0: expected 0 or more"),

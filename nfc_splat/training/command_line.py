@@ -14,7 +14,14 @@ import tyro
 from nfc_splat.errors import UserError
 from nfc_splat.fields import find_method
 from nfc_splat.options import parse_options
-from nfc_splat.training.config import AUTO_METHOD, TrainConfig, default_config, resolve
+from nfc_splat.training.config import (
+    AUTO_METHOD,
+    AUTO_MOVING_METHOD,
+    TrainConfig,
+    auto_method,
+    default_config,
+    resolve,
+)
 from nfc_splat.training.run import find_run, is_run, read_config
 from nfc_splat.training.state import refuse_differences
 
@@ -31,7 +38,7 @@ def parse_command_line(arguments: Sequence[str]) -> TrainConfig:
     arguments = _complete_resume(arguments)
     resume = _early(arguments, "resume")
     if resume in (None, "latest", "auto"):
-        config = resolve(_parse(arguments, _preset_defaults(arguments)))
+        config = resolve(_parse_fresh(arguments))
         if config.resume is None:
             return config
         if not is_run(config.out):
@@ -73,14 +80,31 @@ def _early(arguments: Sequence[str], name: str) -> str | None:
     return parser.parse_known_args(arguments)[0].value
 
 
-def _preset_defaults(arguments: Sequence[str]) -> TrainConfig:
-    """What the preset gives that `arguments` choose, to be overridden by the other flags."""
+def _parse_fresh(arguments: Sequence[str]) -> TrainConfig:
+    """The parse of a run that starts. What `--method auto` is depends on the scene, which a parse tells: the command
+    line is read as that of the one method, and if need be as that of the other."""
+    name = _early(arguments, "method") or "auto"
+    if name != "auto":
+        return _parse(arguments, _preset_defaults(arguments, name))
+    failures = []
+    for name in (AUTO_METHOD, AUTO_MOVING_METHOD):
+        try:
+            config = _parse(arguments, _preset_defaults(arguments, name))
+        except UserError as error:
+            failures.append(error)
+            continue
+        if auto_method(config.scene, config.data) == name:
+            return replace(config, method=name)
+    raise failures[0]
+
+
+def _preset_defaults(arguments: Sequence[str], name: str) -> TrainConfig:
+    """What the preset of the method `name` gives that `arguments` choose, to be overridden by the other flags."""
     try:
         steps = int(_early(arguments, "steps") or "")
     except ValueError:
         steps = None  # absent, or the full parse will say what is wrong with it
-    name = _early(arguments, "method") or "auto"
-    method = find_method(AUTO_METHOD if name == "auto" else name)
+    method = find_method(name)
     encoding = _early(arguments, "target-encoding")
     if encoding is not None and "target_encoding" not in method.load().Config.__dataclass_fields__:
         raise UserError(

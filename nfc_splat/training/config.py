@@ -16,7 +16,7 @@ from nfc_splat.training.plain import from_plain, to_plain
 
 # These may change when a run is resumed: they do not touch what is learned, or the scene's hash covers them.
 FREE = {"scene", "out", "resume", "overwrite", "device", "protocol", "threads", "quiet", "log_every", "checkpoints"}
-AUTO_METHOD = "3dgs"
+AUTO_METHOD, AUTO_MOVING_METHOD = "3dgs", "4dgs"  # what --method auto means, for scenes that stand still and others
 Preset = Literal["auto", "quick", "paper", "paper-original"]
 FREE_DATA = {"format", "allow_missing", "allow_external_paths", "max_pixels", "image_cache_gb"}
 
@@ -46,7 +46,7 @@ class TrainConfig:
     """Folder of the scene. Not needed with --resume PATH."""
 
     method: str = "auto"
-    """What to train: 3dgs, dvgo, nerf, neus or ngp. "auto" chooses for you (today, 3dgs)."""
+    """What to train: 3dgs, 4dgs, dvgo, nerf, neus or ngp. "auto" is 4dgs for frames of different times, else 3dgs."""
 
     loss: Literal["regression", "classification", "bitwise"] = "regression"
     """The method's own loss, or that plus NFC's (arXiv 2403.01058): of colours, or of bits (Eq. 3; fields only)."""
@@ -122,7 +122,7 @@ def default_config(
         device: decides the preset when that is "auto".
         chosen: values of the method's `preset_fields`.
     """
-    method = AUTO_METHOD if method == "auto" else method
+    method = auto_method(scene, DataConfig()) if method == "auto" else method
     module = find_method(method).load()
     if preset not in get_args(Preset):
         raise UserError(f"--preset {preset}: expected auto, quick or paper")
@@ -134,6 +134,14 @@ def default_config(
             raise UserError(f"--steps {steps}: expected 1 or more")
         model = model.scaled_to(steps)
     return TrainConfig(scene, method=method, preset=preset, device=device, model=model)
+
+
+def auto_method(scene: Path, data: DataConfig) -> str:
+    """What `--method auto` means for a scene; one that does not exist will be missed when it is loaded."""
+    from nfc_splat.data.motion import scene_moves
+
+    moves = scene.exists() and scene_moves(scene, data)
+    return AUTO_MOVING_METHOD if moves else AUTO_METHOD
 
 
 def resolve(config: TrainConfig) -> TrainConfig:
