@@ -38,6 +38,7 @@ from nfc_splat.files import atomic_path
 from nfc_splat.rendering import Rendering
 from nfc_splat.rendering.harmonics import spherical_harmonics
 from nfc_splat.rendering.hash_encoding import HashLevels, hash_encode
+from nfc_splat.rendering.level_set import LevelSet
 from nfc_splat.rendering.march import MarchedModel, alpha_from_density, composite
 from nfc_splat.rendering.samples import Samples, unit_directions
 
@@ -47,6 +48,7 @@ LARGEST_EXPONENT = 15.0
 FEWEST_RAYS = 64
 SAMPLE_BYTES, CROWDED = 600, 4  # memory for a sample, and how many more a ray may need than its share of the grid
 SURFACE = 0.5  # opacity of a cell's width from which export takes it for a surface
+ROWS_AT_ONCE = 2**17
 
 log = logging.getLogger("nfc_splat")
 
@@ -143,6 +145,21 @@ class Model(MarchedModel):
     def thickness(self, unit: Tensor) -> Tensor:
         """Optical thickness [N] of a step at points [N, 3] of the unit cube."""
         return density_of(self.features(unit)) * self.space.step_at(unit)
+
+    def level_set(self) -> LevelSet:
+        """Where the width of an occupancy cell is half opaque; in a contracted space, of the cube left as it is."""
+        space, cell = self.space, self.space.radius.new_tensor(self.space.side / self.grid.size)
+
+        def opacity(points: Tensor) -> Tensor:
+            parts = space.to_unit(points).clamp(0, 1).split(ROWS_AT_ONCE)
+            return torch.cat([alpha_from_density(density_of(self.features(part)), cell) for part in parts])
+
+        return LevelSet(opacity, SURFACE, torch.stack([space.center - space.radius, space.center + space.radius]))
+
+    def surface_colors(self, points: Tensor, normals: Tensor) -> Tensor:
+        """Colours [N, 3] seen at points [N, 3] of a surface, looking against its normals [N, 3]."""
+        features = self.features(self.space.to_unit(points).clamp(0, 1))
+        return self.head(self.rgb(torch.cat([spherical_harmonics(-normals, BANDS), features], 1)))
 
 
 class Recipe(MarchedRecipe):
