@@ -15,8 +15,9 @@ from nfc_splat.fields.marched import warn_of_misses
 from nfc_splat.rendering.kernels.threads import set_threads
 from nfc_splat.train import train
 from nfc_splat.training.checkpoint import checkpoint_files, read_checkpoint
-from nfc_splat.training.config import CheckpointConfig
+from nfc_splat.training.config import CheckpointConfig, default_config, resolve
 from nfc_splat.training.load import load_run
+from nfc_splat.training.run import open_run, write_record
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +120,16 @@ def test_every_unbounded_term_can_be_resumed(opaque_scene, tmp_path):
     assert train(config) == 0
     ours, theirs = final_tensors(tmp_path / "rest"), final_tensors(tmp_path / "whole")
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize(("bounded", "steps"), [("auto", 25_000), ("yes", 25_000), ("no", 30_000)])
+def test_the_record_names_the_steps_of_the_presets_own_variant(tmp_path, bounded, steps):
+    config = default_config(tmp_path, method="dvgo", preset="paper", device="cpu", bounded=bounded)
+    run = resolve(replace(config, out=tmp_path / "run", model=config.model.scaled_to(700)))
+    with open_run(run, None):
+        write_record(run, {})
+    record = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert record["clocks"] == {"steps": 700, "preset_steps": steps}
 
 
 def test_learning_rates_fall_and_start_anew_at_each_doubling():

@@ -184,11 +184,13 @@ def write_record(config: TrainConfig, scene: dict[str, Any]) -> None:
     if path.is_file():
         before = read_json(path)
         earlier = [*before.get("earlier", []), {key: before.get(key) for key in ("started", "command", "versions")}]
-    module = find_method(config.method).load()
+    method = find_method(config.method)
+    variant = {name: getattr(config.model, name) for name in method.preset_fields}
+    preset = method.load().preset(config.preset, **variant)
     record = {
         "schema": SCHEMA,
         "train": to_plain(config),
-        "clocks": {"steps": config.steps, "preset_steps": module.preset(config.preset).steps},
+        "clocks": {"steps": config.steps, "preset_steps": preset.steps},
         "scene": scene,
         "command": sys.argv,
         "commit": _commit(),
