@@ -4,6 +4,8 @@ Symbols: R rays, M samples, X, Y, Z nodes. A raw density d has over the length `
 alpha = 1 - (1 + exp(d + shift))^(-interval).
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,7 +18,7 @@ from nfc_splat.rendering.samples import Samples
 
 def activation_shift(alpha: float) -> float:
     """The shift that gives a raw density of 0 the opacity `alpha`, in (0, 1), over a length of 1 (Eq. 9)."""
-    return float(torch.tensor(1 / (1 - alpha) - 1, dtype=torch.float64).log())
+    return math.log(alpha / (1 - alpha))
 
 
 def opacity(raw: Tensor, shift: float, interval: float) -> Tensor:
