@@ -6,7 +6,10 @@ two stages, in one run: a coarse one with plain colours finds the box and the em
 with few voxels and doubles their number several times. Unbounded scenes have the fine stage alone, in contracted space.
 
 Differences from the released code: gradients of the compositing are exact where it adds 1e-10 to a denominator; the
-distortion loss is a mean over all rays, not up to the last one that meets something.
+distortion loss is a mean over all rays, not up to the last one that meets something; epochs keep the batch that is left
+over at their end; transparent images of unbounded scenes are composited over the random colours, not over white first;
+the classification loss clamps at 1e-3 from below, not at 0 (`--loss-eps-low`); a bounded scene whose mask has become
+empty ends the run.
 
 Symbols: R rays, M samples, P pixels, X, Y, Z nodes of a grid, K pixels, L logits per colour channel.
 """
@@ -15,7 +18,7 @@ import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -30,7 +33,9 @@ from nfc_splat.fields.dvgo_config import (
     COARSE_ALPHA,
     COARSE_REGULARIZATION,
     COARSE_THRESHOLD,
+    is_bounded,
     settled,
+    settled_for,
     thresholds,
     voxels_at,
 )
@@ -66,6 +71,15 @@ LARGEST_MASK = 256**3  # nodes up to which the mask grows with the grids
 log = logging.getLogger("nfc_splat")
 
 
+class Numbers(NamedTuple):
+    """What every step asks of a model's buffers and its box. A GPU is waited for whenever one is read."""
+
+    voxels: int
+    act_shift: float
+    threshold: float
+    voxel_size: float
+
+
 class Model(MarchedModel):
     """Two grids, and in the fine stage a network.
 
@@ -77,6 +91,7 @@ class Model(MarchedModel):
         voxels: how many the grids were made for.
         act_shift: added to raw densities.
         threshold: samples with less opacity or weight are left out.
+        numbers: the last three as numbers of the host, read when they change.
         seen: [X, Y, Z] how many images see a node, in the coarse stage; else None.
     """
 
@@ -108,10 +123,7 @@ class Model(MarchedModel):
     def initialise(cls, config: Config, geometry: SceneGeometry) -> Self:
         """The coarse stage of a bounded scene (the fine one if `config` has no coarse steps), or the fine stage of an
         unbounded one: empty grids, apart from what the cameras tell."""
-        if config.bounded == "auto":
-            kinds = "no image is transparent: an unbounded", "images are transparent: a bounded"
-            log.info("scene:  %s scene (--bounded %s)", kinds[geometry.has_alpha], ("no", "yes")[geometry.has_alpha])
-        config = settled(config, is_bounded(config, geometry))
+        config = settled_for(config, geometry)
         if config.bounded == "no":
             center, radius, near_clip = inner_cube(geometry, config.unbounded_inner_r, config.near_clip)
             space, box = Contracted(center, radius, near_clip, config.contraction), Contracted.box(center.device)
@@ -124,8 +136,7 @@ class Model(MarchedModel):
         voxels = config.coarse_voxels if coarse else voxels_at(config, 0)
         density, features, mask = _empty(config, box, voxels, coarse)
         model = cls(config, space, density, features, mask, coarse)
-        model._start(voxels, COARSE_ALPHA if coarse else config.alpha_init)
-        model.threshold.fill_(COARSE_THRESHOLD if coarse else thresholds(config)[0])
+        model._start(voxels)
         log.info("scene:  %s", model.described())
         if config.bounded == "yes":
             hit = [model.sample(rays).offsets.diff() > 0 for view in image_rays(geometry.cameras, 8) for rays in view]
@@ -148,11 +159,25 @@ class Model(MarchedModel):
         if coarse:
             model.seen = tensors["seen"]
         model.load_state_dict(dict(tensors))
+        model._read_numbers()
         return model
 
-    def _start(self, voxels: int, alpha: float) -> None:
+    def _start(self, voxels: int) -> None:
+        """Begin a stage whose grids were made for `voxels`."""
+        alpha, threshold = self.config.alpha_init, thresholds(self.config)[0]
         self.voxels.fill_(voxels)
-        self.act_shift.fill_(activation_shift(alpha))
+        self.act_shift.fill_(activation_shift(COARSE_ALPHA if self.coarse else alpha))
+        self.set_threshold(COARSE_THRESHOLD if self.coarse else threshold)
+
+    def set_threshold(self, threshold: float) -> None:
+        """Leave out samples with less opacity or weight from now on."""
+        self.threshold.fill_(threshold)
+        self._read_numbers()
+
+    def _read_numbers(self) -> None:
+        voxels = int(self.voxels)
+        side = voxel_size(self.density.box, voxels)
+        self.numbers = Numbers(voxels, float(self.act_shift), float(self.threshold), side)
 
     def _look_from(self, geometry: SceneGeometry) -> None:
         """Use what the training cameras tell of the coarse grid: nothing stands close to them, and nodes that hardly
@@ -160,7 +185,7 @@ class Model(MarchedModel):
         box, size, near = self.density.box, self.density.size, float(self.space.near)
         with torch.no_grad():
             self.density.values[near_camera(geometry.cameras, box, size, near)] = NEAR_DENSITY
-        step = 0.5 * voxel_size(box, int(self.voxels))
+        step = 0.5 * self.numbers.voxel_size
         self.seen = view_counts(geometry.cameras, box, size, step, near, self.config.view_stride)
         self.mask.prune(self.seen > FEW_VIEWS)
         if not self.mask.occupied.any():
@@ -179,7 +204,7 @@ class Model(MarchedModel):
         """Side of a voxel in base voxels, those of the coarse stage being its own: the length over which a node's
         opacity is asked."""
         base = self.config.coarse_voxels if self.coarse else self.config.base_voxels
-        return (base / int(self.voxels)) ** (1 / 3)
+        return (base / self.numbers.voxels) ** (1 / 3)
 
     def described(self) -> str:
         """One line on the scene's space and the grids."""
@@ -195,25 +220,25 @@ class Model(MarchedModel):
             self.sample(rays),
             self.density.values,
             *self.density.box,
-            shift=float(self.act_shift),
+            shift=self.numbers.act_shift,
             interval=self.config.stepsize * self.voxel_ratio,
-            threshold=float(self.threshold),
+            threshold=self.numbers.threshold,
             stop=0.99 * STOP,  # whatever the last bits are, not earlier than the compositing
             **self.space.grid_coordinates(),
         )
-        return composite(self, samples, background, weight_threshold=float(self.threshold), stop=STOP)
+        return composite(self, samples, background, weight_threshold=self.numbers.threshold, stop=STOP)
 
     def sample(self, rays: Rays) -> Samples:
         """Where to look along rays."""
         stepsize, length = self.config.stepsize, self.density.size[0]
         if isinstance(self.space, Contracted):
             return self.space.sample(rays, self.mask, contracted_step(length, stepsize), inner_steps(length, stepsize))
-        return self.space.sample(rays, self.mask, stepsize * voxel_size(self.density.box, int(self.voxels)))
+        return self.space.sample(rays, self.mask, stepsize * self.numbers.voxel_size)
 
     def alpha(self, samples: Samples) -> tuple[Tensor, Tensor]:
         """Opacities and raw densities [M]."""
         raw = self.density(self.space.to_grid(samples.positions))[:, 0]
-        return opacity(raw, float(self.act_shift), self.config.stepsize * self.voxel_ratio), raw
+        return opacity(raw, self.numbers.act_shift, self.config.stepsize * self.voxel_ratio), raw
 
     def color(self, samples: Samples, features: Tensor) -> Tensor:
         """Decoded colours [M, 3], with the bits' probabilities behind them if `draw_bits`. `features` is not used."""
@@ -240,35 +265,33 @@ class Model(MarchedModel):
         else:
             slabs = grid_nodes(self.density.box, size).split(8)
             raw = torch.cat([self.density(slab.reshape(-1, 3)).view(slab.shape[:3]) for slab in slabs])
-        return opacity(raw, float(self.act_shift), self.voxel_ratio)
+        return opacity(raw, self.numbers.act_shift, self.voxel_ratio)
 
     def update_mask(self, step: int) -> None:
         """Take out of the mask what has become empty; `step` is for the message.
 
         Raises:
-            UserError: nothing is left.
+            UserError: nothing is left of a bounded scene. An unbounded one goes on, as the background alone.
         """
-        alpha = self.node_alpha(self.mask.size)
-        self.mask.prune(max_pool_grid(alpha) > self.threshold)
-        self._refuse_emptiness(alpha, step)
+        self._prune(self.node_alpha(self.mask.size), step)
 
     def grow(self, voxels: int, step: int) -> None:
         """Change to grids of `voxels`, and the mask with them while it is not too large; new parameters."""
         self.voxels.fill_(voxels)
+        self._read_numbers()
         size = grid_size(self.density.box, voxels)
         self.density.resize(size)
         self.features.resize(size)
         if math.prod(size) <= LARGEST_MASK:
-            alpha = self.node_alpha(size)
             self.mask = self.mask.resampled(self.density.box, size)
-            self.mask.prune(max_pool_grid(alpha) > self.threshold)
-            self._refuse_emptiness(alpha, step)
+            self._prune(self.node_alpha(size), step)
         self.act_shift -= self.config.act_shift_decay
+        self._read_numbers()
 
     @torch.no_grad()
     def begin_fine_stage(self, step: int) -> None:
         """Replace the coarse grids by empty ones in the box of what was found, and the mask by what was found."""
-        config, raw, shift = self.config, self.density.values[..., 0], float(self.act_shift)
+        config, raw, shift = self.config, self.density.values[..., 0], self.numbers.act_shift
         nodes = grid_nodes(self.density.box, self.density.size)
         box = enlarged(tight_box(nodes, opacity(raw, shift, self.voxel_ratio), OCCUPIED), FINE_MARGIN)
         found = opacity(max_pool_grid(raw), shift, self.voxel_ratio)
@@ -277,17 +300,27 @@ class Model(MarchedModel):
         mask.prune(OccupancyMask(found >= OCCUPIED, self.density.box).resampled(box, mask.size).occupied)
         self._fill(density, features, mask, coarse=False)
         self.seen = None
-        self._start(voxels, config.alpha_init)
-        self.threshold.fill_(thresholds(config)[0])
-        self._refuse_emptiness(found, step)
+        self._start(voxels)
+        self._note_emptiness(found, step)
 
-    def _refuse_emptiness(self, alpha: Tensor, step: int) -> None:
-        if not self.mask.occupied.any():
-            raise UserError(
-                f"step {step}: no voxel is occupied any more: opacities lie from {float(alpha.min()):.3g} to "
-                f"{float(alpha.max()):.3g}, more than {float(self.threshold):.3g} is needed; raise --steps, lower "
-                "--alpha-threshold or check the poses with nfc_splat.doctor"
-            )
+    def _prune(self, alpha: Tensor, step: int) -> None:
+        """Take nodes of the mask out that have no more opacity than the threshold around them."""
+        before = bool(self.mask.occupied.any())
+        self.mask.prune(max_pool_grid(alpha) > self.numbers.threshold)
+        if before:
+            self._note_emptiness(alpha, step)
+
+    def _note_emptiness(self, alpha: Tensor, step: int) -> None:
+        if self.mask.occupied.any():
+            return
+        message = (
+            f"step {step}: no voxel is occupied any more: opacities lie from {float(alpha.min()):.3g} to "
+            f"{float(alpha.max()):.3g}, more than {self.numbers.threshold:.3g} is needed; raise --steps, lower "
+            "--alpha-threshold or check the poses with nfc_splat.doctor"
+        )
+        if isinstance(self.space, Box):
+            raise UserError(message)
+        log.warning("%s; training goes on, but nothing is drawn from here on", message)
 
     def regularizers(self, rendering: Rendering, batch: Batch, step: int) -> dict[str, Tensor]:
         """Rays shall be opaque or clear ("entropy"), each sample's own colour right ("rgbper"); in unbounded scenes
@@ -371,7 +404,7 @@ class Recipe(MarchedRecipe):
             group["lr"] *= 0.1 ** (1 / config.lr_decay_steps)
         if step < config.steps:
             self._prepare(model, optimizers, step + 1)
-        return {"voxels": int(model.voxels), "samples": len(rendering.extras["samples"])}
+        return {"voxels": model.numbers.voxels, "samples": len(rendering.extras["samples"])}
 
     def _prepare(self, model: Model, optimizers: dict[str, Optimizer], step: int) -> None:
         """What the released code does at the start of `step`, in its order: prune, double, set the threshold."""
@@ -389,7 +422,7 @@ class Recipe(MarchedRecipe):
             model.grow(voxels_at(config, growth), step)
             optimizers.update(self.optimizers(model))
         if own in (schedule := thresholds(config)):
-            model.threshold.fill_(schedule[own])
+            model.set_threshold(schedule[own])
 
     def _begin_fine_stage(self, model: Model, step: int) -> None:
         model.begin_fine_stage(step)
@@ -433,11 +466,6 @@ def export(model: Model, folder: Path) -> list[Path]:
     )
     write_json(Path(folder) / "bounds.json", facts)
     return [path, Path(folder) / "bounds.json"]
-
-
-def is_bounded(config: Config, geometry: SceneGeometry) -> bool:
-    """Whether the scene is an object with nothing around it: as `config` says, else if images are transparent."""
-    return geometry.has_alpha if config.bounded == "auto" else config.bounded == "yes"
 
 
 def _head(config: Config, coarse: bool) -> ColorHead:

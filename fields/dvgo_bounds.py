@@ -22,10 +22,10 @@ def scene_box(geometry: SceneGeometry) -> tuple[float, Tensor]:
     they state no depth range.
 
     Raises:
-        UserError: nothing says where the scene lies.
+        UserError: nothing says where the scene lies, or what does leaves it no room.
     """
     if geometry.near_far is None and geometry.bounds is not None:
-        return 0.0, geometry.bounds.float()
+        return 0.0, _with_room(geometry.bounds.float())
     known = geometry.near_far is not None or (geometry.points is not None and len(geometry.points))
     if not known and focus_distances(geometry) is None:
         raise UserError(
@@ -39,7 +39,18 @@ def scene_box(geometry: SceneGeometry) -> tuple[float, Tensor]:
         for distance in (near, far):
             corners += torch.aminmax(rays.origins + along * distance, dim=0)
     corners = torch.stack(corners)
-    return near, torch.stack([corners.amin(0), corners.amax(0)])
+    return near, _with_room(torch.stack([corners.amin(0), corners.amax(0)]))
+
+
+def _with_room(box: Tensor) -> Tensor:
+    """The box, once it is sure to be one."""
+    if not ((box[1] - box[0]).isfinite() & (box[1] > box[0])).all():
+        low, high = (", ".join(f"{side:g}" for side in corner) for corner in box.tolist())
+        raise UserError(
+            f"--bounded yes: the scene's box goes from ({low}) to ({high}), expected higher numbers in the second "
+            "corner; correct the bounds or the depth range that its files state, or choose --bounded no"
+        )
+    return box
 
 
 def inner_cube(geometry: SceneGeometry, scale: float, near_clip: float | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -89,5 +100,5 @@ def tight_box(nodes: Tensor, alpha: Tensor, threshold: float) -> Tensor:
         )
     spacing = (nodes[-1, -1, -1] - nodes[0, 0, 0]) / (torch.tensor(alpha.shape, device=nodes.device) - 1)
     low, high = kept.amin(0), kept.amax(0)
-    flat = (high - low) < spacing
+    flat = high == low
     return torch.stack([torch.where(flat, low - spacing / 2, low), torch.where(flat, high + spacing / 2, high)])

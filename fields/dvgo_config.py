@@ -7,15 +7,20 @@ scenes as for Synthetic-NeRF, unbounded ones as for Tanks and Temples. What the 
 The published large model of bounded scenes is `--voxels 16777216 --growths 6` (256^3; --base-voxels stays 160^3).
 """
 
+import logging
 import math
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal
 
 from nfc_splat.errors import UserError
+from nfc_splat.fields.recipe import SceneGeometry
 
 STEP_FIELDS = ("coarse_steps", "grow_every", "mask_every", "lr_decay_steps", "tv_dense_until")
 COARSE_THRESHOLD = 1e-7  # opacity that counts in the coarse stage
 COARSE_ALPHA = 1e-6  # opacity that the coarse stage starts from
+FEWEST_VOXELS = 8
+LEAST_STEPSIZE = 0.05  # a batch of the published size takes 1 GB of samples then
+PAPER_STEPS = {"yes": 25_000, "no": 30_000}
 COARSE_REGULARIZATION = 10.0  # weights of entropy and point colours in the coarse stage, relative to the fine one's
 
 BOUNDED = dict(
@@ -38,8 +43,12 @@ UNBOUNDED = dict(
     tv_density=1e-6,
     tv_color=1e-7,
 )
+# What bounded scenes have no use for, and what it is when left out.
+UNBOUNDED_ONLY = dict(distortion=0.0, nearclip=0.0, contraction="l2", unbounded_inner_r=1.0, near_clip=None)
 # The share of alpha_threshold that acts in unbounded scenes from a step on, which is in units of grow_every.
 UNBOUNDED_THRESHOLDS = {0: 0.05, 1.5: 0.1, 2.5: 0.25, 3.5: 1 / 3, 4.5: 0.5, 5.5: 1.0}
+
+log = logging.getLogger("nfc_splat")
 
 
 @dataclass(frozen=True)
@@ -54,7 +63,7 @@ class Config:
 
     steps: int = 25_000
     """Training steps, the coarse stage's included. The preset's schedule is rescaled to them; what other flags count in
-    steps is taken as given. Published: 25000, and 30000 with --bounded no."""
+    steps is taken as given. Published: 25000, and 30000 for unbounded scenes, which takes --bounded no."""
     bounded: Literal["auto", "yes", "no"] = "auto"
     """"yes" for an object with nothing around it (a coarse stage finds its box), "no" for scenes without end (space is
     contracted). "auto" is "yes" where the images are transparent."""
@@ -74,15 +83,17 @@ class Config:
     width: int = 128
     """Width of the colour network's two hidden layers."""
     alpha_init: float | None = None
-    """Opacity of a base voxel at the start of the fine stage. None is 1e-2, or 1e-4 in unbounded scenes."""
+    """Opacity of a base voxel at the start of the fine stage. None is 1e-2, or 1e-4 in unbounded scenes: there, lower
+    --alpha-threshold with it, as the released code does by itself."""
     alpha_threshold: float = 1e-4
     """Samples with less opacity or weight are left out. Unbounded scenes begin with a twentieth of it."""
     stepsize: float = 0.5
-    """Length of a step along a ray in voxels."""
+    """Length of a step along a ray in voxels. In unbounded scenes lower --alpha-threshold with it, as the
+    released code does by itself."""
     contraction: Literal["l2", "inf"] = "l2"
-    """Norm by which unbounded space is contracted."""
+    """Unbounded scenes: norm by which space is contracted."""
     unbounded_inner_r: float = 1.0
-    """Size of the uncontracted part of an unbounded scene, relative to the box around the cameras."""
+    """Unbounded scenes: size of the uncontracted part, relative to the box around the cameras."""
     near_clip: float | None = None
     """Unbounded scenes: depth, in world units, at which the box around the cameras is taken, and nearer than which
     --nearclip acts. None is 0.02 of the largest distance between two cameras; NFC took 0.05 for Replica, whose rooms it
@@ -91,9 +102,10 @@ class Config:
     rays: int | None = None
     """Rays of a batch. None is 8192, or 4096 in unbounded scenes."""
     coarse_steps: int = 5000
-    """Steps of the coarse stage; unbounded scenes have none."""
+    """Steps of the coarse stage, fewer than --steps; unbounded scenes have none, whatever this says."""
     growths: int | None = None
-    """How often the number of voxels is doubled on its way to --voxels. None is 4, or 7 in unbounded scenes."""
+    """How often the number of voxels is doubled on its way to --voxels, from 8 or more. None is 4, or 7 in unbounded
+    scenes."""
     grow_every: int = 1000
     """Steps of the fine stage from one doubling to the next; the unbounded thresholds follow in the same pace."""
     act_shift_decay: float = 1.0
@@ -142,13 +154,14 @@ class Config:
             _require(self, name, value is None or value > 0, "above 0")
         for name in ("voxels", "base_voxels", "coarse_voxels"):
             value = getattr(self, name)
-            _require(self, name, value is None or 8 <= value <= 2**31, "8 to 2147483648")
-        for name in ("stepsize", "unbounded_inner_r"):
+            _require(self, name, value is None or FEWEST_VOXELS <= value <= 2**31, "8 to 2147483648")
+        for name in ("unbounded_inner_r", "adam_eps"):
             _require(self, name, getattr(self, name) > 0, "above 0")
+        _require(self, "stepsize", self.stepsize >= LEAST_STEPSIZE, f"{LEAST_STEPSIZE} or more")
         _require(self, "alpha_init", self.alpha_init is None or 0 < self.alpha_init < 1, "strictly between 0 and 1")
         _require(self, "alpha_threshold", self.alpha_threshold < 1, "below 1")
-        _require(self, "growths", (self.growths or 0) <= 30, "at most 30")
-        _require(self, "coarse_steps", self.coarse_steps < self.steps, f"fewer than --steps {self.steps}")
+        if self.bounded == "yes":  # others may have no coarse stage
+            _require(self, "coarse_steps", self.coarse_steps < self.steps, f"fewer than --steps {self.steps}")
 
     def scaled_to(self, steps: int) -> "Config":
         """The same schedule stretched or squeezed to `steps`: every field counted in steps is rescaled."""
@@ -166,15 +179,45 @@ def settled(config: Config, bounded: bool) -> Config:
     """`config` for one kind of scene, with everything published filled in.
 
     Raises:
-        UserError: a loss that the kind of scene has not.
+        UserError: something set that the kind of scene has not, no room for the coarse stage, or too many doublings.
     """
     published = BOUNDED if bounded else UNBOUNDED
     values = {name: value for name, value in published.items() if getattr(config, name) is None}
     config = replace(config, bounded="yes" if bounded else "no", **values)
+    most = (config.voxels // FEWEST_VOXELS).bit_length() - 1
+    _require(config, "growths", config.growths <= most, f"at most {most} with --voxels {config.voxels}")
     if not bounded:
         return replace(config, coarse_steps=0)
-    for name in ("distortion", "nearclip"):
-        _require(config, name, getattr(config, name) == 0, "0 in bounded scenes; add --bounded no")
+    for name, absent in UNBOUNDED_ONLY.items():
+        if (value := getattr(config, name)) != absent:
+            raise UserError(f"{_flag(name)} {value}: has no effect in bounded scenes; leave it out or add --bounded no")
+    return config
+
+
+def is_bounded(config: Config, geometry: SceneGeometry) -> bool:
+    """Whether the scene is an object with nothing around it: as `config` says, else if images are transparent."""
+    return geometry.has_alpha if config.bounded == "auto" else config.bounded == "yes"
+
+
+def settled_for(config: Config, geometry: SceneGeometry) -> Config:
+    """`config` settled for the scene, after saying what follows from that."""
+    if config.bounded == "auto":
+        kinds = "no image is transparent: an unbounded", "images are transparent: a bounded"
+        log.info("scene:  %s scene (--bounded %s)", kinds[geometry.has_alpha], ("no", "yes")[geometry.has_alpha])
+        if not geometry.has_alpha and config.steps == PAPER_STEPS["yes"]:
+            log.info("scene:  published are %d steps for unbounded scenes: give --bounded no", PAPER_STEPS["no"])
+    config = settled(config, is_bounded(config, geometry))
+    growths = min(config.growths, config.fine_steps // config.grow_every)
+    if growths < config.growths:
+        log.warning(
+            "--growths %d, --grow-every %d: %d fit into the fine stage's %d steps, and %d of --voxels %d are reached",
+            config.growths,
+            config.grow_every,
+            growths,
+            config.fine_steps,
+            voxels_at(config, growths),
+            config.voxels,
+        )
     return config
 
 
@@ -193,8 +236,11 @@ def voxels_at(config: Config, growth: int) -> int:
 
 def _require(config: Config, name: str, holds: bool, expected: str) -> None:
     if not holds:
-        flag = "--" + name.replace("_", "-")
-        raise UserError(f"{flag} {getattr(config, name)}: expected {expected}")
+        raise UserError(f"{_flag(name)} {getattr(config, name)}: expected {expected}")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def _quick(bounded: str) -> Config:
@@ -220,7 +266,7 @@ def _quick(bounded: str) -> Config:
 
 
 def _paper(bounded: str) -> Config:
-    return Config(bounded=bounded, steps=30_000 if bounded == "no" else 25_000)
+    return Config(bounded=bounded, steps=PAPER_STEPS["no" if bounded == "no" else "yes"])
 
 
 def preset(name: str, **overrides: Any) -> Config:

@@ -28,16 +28,16 @@ class Box(nn.Module):
     def __init__(self, near: Tensor) -> None:
         super().__init__()
         self.register_buffer("near", near.clone())
+        self._near = float(near)  # read once: a GPU is waited for each time
 
     def sample(self, rays: Rays, mask: OccupancyMask, step: float) -> Samples:
         """Samples `step` (a world length) apart from where each ray enters the box."""
         low, high = mask.box
-        near = float(self.near)
-        return box_steps(rays, low, high, step, near=near, offset=0.0, occupancy=mask.occupied, lookup="node")
+        return box_steps(rays, low, high, step, near=self._near, offset=0.0, occupancy=mask.occupied, lookup="node")
 
     def facts(self, box: Tensor) -> dict[str, Any]:
         """What `bounds.json` says of this space and the grids' box [2, 3]."""
-        return {"space": "box", "low": box[0].tolist(), "high": box[1].tolist(), "near": float(self.near)}
+        return {"space": "box", "low": box[0].tolist(), "high": box[1].tolist(), "near": self._near}
 
     def grid_coordinates(self) -> dict[str, Any]:
         """How `visible_samples` finds the grids' coordinates."""
@@ -67,6 +67,7 @@ class Contracted(nn.Module):
         self.register_buffer("center", center.clone())
         self.register_buffer("radius", radius.clone())
         self.register_buffer("near_clip", near_clip.clone())
+        self._radius = float(radius)  # read once: a GPU is waited for each time
 
     @staticmethod
     def box(device: torch.device) -> Tensor:
@@ -95,7 +96,7 @@ class Contracted(nn.Module):
             shell=SHELL,
             min_spacing=THINNING * step,
         )
-        return Samples(rays, t, torch.full_like(t, step * float(self.radius)), ray, offsets, index)
+        return Samples(rays, t, torch.full_like(t, step * self._radius), ray, offsets, index)
 
     def distances(self, steps: int) -> Tensor:
         """[2 N] distances from the camera in radii: N = `steps` even ones to 2, N even in inverse distance to 256."""
@@ -106,12 +107,12 @@ class Contracted(nn.Module):
 
     def facts(self, box: Tensor) -> dict[str, Any]:
         """What `bounds.json` says of this space; `box` is of the other one."""
-        sphere = {"center": self.center.tolist(), "radius": float(self.radius)}
+        sphere = {"center": self.center.tolist(), "radius": self._radius}
         return {"space": f"contracted ({self.norm})", **sphere, "shell": SHELL}
 
     def grid_coordinates(self) -> dict[str, Any]:
         """How `visible_samples` finds the grids' coordinates."""
-        return dict(center=self.center, radius=float(self.radius), contraction=self.norm, shell=SHELL)
+        return dict(center=self.center, radius=self._radius, contraction=self.norm, shell=SHELL)
 
     def to_grid(self, points: Tensor) -> Tensor:
         """World points [M, 3] in the grids' coordinates."""

@@ -1,5 +1,5 @@
-"""The training of DVGO's contracted model a second time: plain torch in float64, on all places of all rays, in the order of
-the released code. Slow, and shares nothing with `nfc_splat.fields.dvgo` but the settings.
+"""The training of DVGO's contracted model a second time: plain torch in float64, on all places of all rays, in the
+order of the released code. Slow, and shares nothing with `nfc_splat.fields.dvgo` but the settings.
 
 Symbols: N rays, S places that all rays look at, C channels, X, Y, Z nodes of a grid. Grids are [1, C, X, Y, Z].
 """

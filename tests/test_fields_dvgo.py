@@ -1,19 +1,18 @@
 """DVGO's numbers, those that its reference fixes: grid sizes, densities, thresholds, schedules, where it looks."""
 
-from dataclasses import fields, replace
+import math
+from dataclasses import replace
 
 import pytest
 import torch
 from dvgo_toys import DISTANCE, ball_geometry, toy_config
 
 from nfc_splat.errors import UserError
-from nfc_splat.fields import find_method
-from nfc_splat.fields.dvgo import Model, Recipe, preset
+from nfc_splat.fields.dvgo import Model, Recipe
 from nfc_splat.fields.dvgo_bounds import enlarged, inner_cube, scene_box, tight_box
-from nfc_splat.fields.dvgo_config import BOUNDED, UNBOUNDED, Config, settled, thresholds, voxels_at
+from nfc_splat.fields.dvgo_config import Config, settled, voxels_at
 from nfc_splat.fields.dvgo_space import Contracted, contracted_step, inner_steps
 from nfc_splat.fields.dvgo_views import crossing_pixels, near_camera, view_counts
-from nfc_splat.fields.occupancy_mask import OccupancyMask
 from nfc_splat.fields.recipe import Batch
 from nfc_splat.fields.voxel_grid import VoxelGrid, grid_nodes, grid_size
 from nfc_splat.rendering.density_grid import activation_shift, opacity
@@ -40,7 +39,9 @@ def test_sides_of_a_box_are_cut_down_to_whole_voxels():
     assert grid_size(torch.tensor([[0.0, 0.0, 0.0], [100.0, 1.0, 1.0]]), 100) == (100, 2, 2)
 
 
-@pytest.mark.parametrize(("alpha", "shift"), [(1e-6, -13.8155), (1e-2, -4.5951), (1e-4, -9.2102)])
+@pytest.mark.parametrize(
+    ("alpha", "shift"), [(1e-6, -13.8155), (1e-2, -4.5951), (1e-4, -9.2102), (1e-20, -46.0517), (0.9, 2.1972)]
+)
 def test_a_raw_density_of_zero_has_the_initial_opacity(alpha, shift):
     assert activation_shift(alpha) == pytest.approx(shift, abs=1e-4)
     assert opacity(torch.zeros(1, dtype=torch.float64), activation_shift(alpha), 1.0).item() == pytest.approx(alpha)
@@ -89,7 +90,7 @@ def test_what_becomes_of_an_untouched_voxel(monkeypatch):
     needed, drawn, node_alpha = {}, {}, model.node_alpha
 
     def spy(size):
-        threshold, shift = float(model.threshold), float(model.act_shift)
+        threshold, shift = model.numbers.threshold, model.numbers.act_shift
         raw = torch.linspace(-20, 20, 40_001, dtype=torch.float64)
         needed[step] = raw[opacity(raw, shift, model.voxel_ratio) > threshold][0].item()
         return node_alpha(size)
@@ -98,35 +99,13 @@ def test_what_becomes_of_an_untouched_voxel(monkeypatch):
     optimizers = recipe.optimizers(model)
     for step in range(1, 8001):
         recipe._prepare(model, optimizers, step)
-        alpha = opacity(torch.zeros(1), float(model.act_shift), 0.5 * model.voxel_ratio).item()
-        drawn[step] = alpha if alpha > float(model.threshold) else None
+        alpha = 1 - (1 + math.exp(model.numbers.act_shift)) ** (-0.5 * model.voxel_ratio)
+        drawn[step] = alpha if alpha > model.numbers.threshold else None
     assert [drawn[step] for step in (1, 1000, 2000)] == pytest.approx([2.5e-4, 7.4e-5, 2.2e-5], rel=0.05)
     assert all((drawn[step] is not None) == (step < 2500) for step in drawn)
     assert all(needed[step] < 0 for step in needed if step <= 3000)
     rise = {3000: -0.31, 3500: 0.69, 4000: 1.21, 4500: 2.21, 5000: 2.84, 5500: 3.84, 6000: 4.77, 6500: 5.77, 7500: 7.0}
     assert {step: needed[step] for step in rise} == pytest.approx(rise, abs=0.01)
-
-
-def test_the_unbounded_thresholds_follow_the_doublings():
-    published = {0: 5e-6, 1500: 1e-5, 2500: 2.5e-5, 3500: 1e-4 / 3, 4500: 5e-5, 5500: 1e-4}
-    assert thresholds(settled(Config(), bounded=False)) == pytest.approx(published)
-    assert thresholds(settled(Config(grow_every=10), bounded=False))[15] == pytest.approx(1e-5)
-    assert thresholds(settled(Config(), bounded=True)) == {0: 1e-4}
-    assert thresholds(settled(Config(alpha_threshold=3e-4), bounded=True)) == {0: 3e-4}
-
-
-def test_published_settings():
-    bounded, unbounded = settled(preset("paper", bounded="yes"), True), settled(preset("paper", bounded="no"), False)
-    assert (bounded.steps, bounded.coarse_steps, bounded.rays, bounded.voxels) == (25_000, 5000, 8192, 160**3)
-    assert (unbounded.steps, unbounded.coarse_steps, unbounded.rays, unbounded.voxels) == (30_000, 0, 4096, 320**3)
-    assert (bounded.distortion, bounded.tv_density, bounded.growths) == (0, 0, 4)
-    assert (unbounded.distortion, unbounded.tv_density, unbounded.tv_color, unbounded.growths) == (0.01, 1e-6, 1e-7, 7)
-    for config in (bounded, unbounded):
-        assert (config.weight_main, config.entropy, config.rgbper, config.nearclip) == (1.0, 1e-3, 1e-2, 0.0)
-        assert (config.lr_density, config.lr_color, config.lr_net, config.adam_eps) == (0.1, 0.1, 1e-3, 1e-8)
-    large = settled(preset("paper", bounded="yes", voxels=256**3, growths=6), True)
-    assert (large.base_voxels, voxels_at(large, 0)) == (160**3, 256**3 // 64)
-    assert set(BOUNDED) >= set(UNBOUNDED) <= {field.name for field in fields(Config)}
 
 
 @pytest.mark.parametrize(("side", "steps"), [(63, 106), (320, 534)])
@@ -192,6 +171,13 @@ def test_stated_bounds_are_the_box_of_a_scene_without_depth_range():
     assert torch.equal(box, bounds)
 
 
+@pytest.mark.parametrize("corner", [[1.0, -1.0, 2.0], [1.0, -3.0, 2.0], [1.0, float("nan"), 2.0]])
+def test_a_box_without_room_is_refused(corner):
+    bounds = torch.tensor([[-1.0, -1.0, -1.0], corner])
+    with pytest.raises(UserError, match=r"box goes from \(-1, -1, -1\) to \(1, .*, 2\).*--bounded no"):
+        Model.initialise(toy_config(), ball_geometry(near_far=None, bounds=bounds))
+
+
 def test_nothing_says_where_the_scene_is():
     geometry = ball_geometry(near_far=None)
     outward = geometry.cameras.viewmats.clone()
@@ -235,44 +221,6 @@ def test_boxes_grow_about_their_centre_and_fit_what_is_opaque():
     assert torch.allclose(box, torch.tensor([[-0.8, -0.1, -1.0], [-0.4, 0.1, 1.0]]), atol=1e-6)
     with pytest.raises(UserError, match=r"from 0 to 0\.5, at least 0\.9"):
         tight_box(nodes, alpha, 0.9)
-
-
-def test_the_mask_answers_with_the_nearest_node_and_only_shrinks():
-    occupied = torch.zeros(3, 3, 3, dtype=torch.bool)
-    occupied[2, 0, 1] = True
-    mask = OccupancyMask(occupied, torch.tensor([[0.0, 0.0, 0.0], [2.0, 2.0, 2.0]]))
-    points = torch.tensor([[1.6, 0.4, 1.4], [1.4, 0.4, 1.4], [2.4, 0.0, 1.0], [2.6, 0.0, 1.0], [-9.0, 0.0, 1.0]])
-    assert mask.at(points).tolist() == [True, False, True, False, False]
-    finer = mask.resampled(mask.box, (5, 5, 5))
-    assert int(finer.occupied.sum()) == int(mask.at(grid_nodes(mask.box, (5, 5, 5))).sum()) > 1
-    mask.prune(torch.ones(3, 3, 3, dtype=torch.bool))
-    assert mask.share == pytest.approx(1 / 27)
-    mask.prune(~occupied)
-    assert mask.share == 0
-
-
-def test_growing_keeps_raw_values_and_prunes_before_the_shift_falls():
-    model = fine_model(alpha_threshold=2e-2)
-    with torch.no_grad():
-        model.density.values.fill_(-20.0)
-        model.density.values[2:4, 2:4, 2:4] = 8.0
-    model.mask.occupied[3] = False
-    kept_density = model.density(torch.tensor([[0.1, 0.2, 0.3]]))
-    before = model.density.values
-    model.grow(model.config.voxels, step=7)
-    assert model.density.values is not before
-    assert model.density.size == model.mask.size == grid_size(CUBE, model.config.voxels)
-    assert torch.allclose(model.density(torch.tensor([[0.1, 0.2, 0.3]])), kept_density, atol=2.0)
-    assert 0 < model.mask.share < 0.2
-    assert not model.mask.at(torch.tensor([[1.1, 1.1, 1.1]])).any()
-
-
-def test_an_empty_mask_is_an_error_that_names_the_opacities():
-    model = fine_model(alpha_threshold=2e-2)
-    with torch.no_grad():
-        model.density.values.fill_(-20.0)
-    with pytest.raises(UserError, match=r"step 12: no voxel .* from .* to .*, more than 0\.001 is needed"):
-        model.update_mask(12)
 
 
 def test_nodes_close_to_cameras_and_hardly_seen_ones_stay_empty():
@@ -400,78 +348,29 @@ def test_nearclip_pushes_the_density_in_front_of_cameras_down():
     assert gradient.sum().item() == pytest.approx(near, rel=1e-4)  # +1 per sample, shared by its eight nodes
 
 
-@pytest.mark.parametrize("name", ["distortion", "nearclip"])
-def test_losses_that_bounded_scenes_have_not(name):
-    with pytest.raises(UserError, match=rf"--{name} 0.1: expected 0 in bounded scenes"):
-        Model.initialise(toy_config(**{name: 0.1}), ball_geometry())
-
-
 def test_total_variation_is_added_to_the_gradient():
-    geometry = ball_geometry()
-    model = Model.initialise(toy_config(bounded="no", tv_density=1.0, tv_color=0.0), geometry)
-    recipe = Recipe(toy_config(bounded="no", tv_density=1.0, tv_color=0.0), geometry)
-    with torch.no_grad():
-        model.density.values[5, 5, 5] = 0.5
-    for step, touched in ((59, True), (60, False)):  # dense until step 60
-        model.density.values.grad = torch.zeros_like(model.density.values)
+    """In a box, by the longest of its sides; dense until step 60 of the fine stage, then where a gradient is."""
+    bounds = torch.tensor([[-2.0, -1.0, -0.5], [2.0, 1.0, 0.5]])
+    geometry = ball_geometry(near_far=None, bounds=bounds)
+    config = toy_config(coarse_steps=0, voxels=8**3, base_voxels=8**3, tv_density=1.0, tv_color=0.5)
+    model, recipe = Model.initialise(config, geometry), Recipe(config, geometry)
+    assert len(set(model.density.size)) == 3
+    for step in (59, 60):
+        for grid in (model.density, model.features):
+            with torch.no_grad():
+                grid.values.normal_()
+            grid.values.grad = (torch.rand_like(grid.values) < 0.3).float()
+        before = [grid.values.grad.clone() for grid in (model.density, model.features)]
         recipe.after_backward(model, step)
-        weight = 1.0 / recipe.rays * max(model.density.size) / 128 / 6
-        expected = 6 * weight * 0.5 if touched else 0.0
-        assert model.density.values.grad[5, 5, 5, 0].item() == pytest.approx(expected, rel=1e-5)
-        assert model.density.values.grad[5, 5, 6, 0].item() == pytest.approx(
-            -weight * 0.5 if touched else 0.0, rel=1e-5
-        )
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (dict(stepsize=0.0), "--stepsize 0.0: expected above 0"),
-        (dict(coarse_steps=30_000), "--coarse-steps 30000: expected fewer than --steps 25000"),
-        (dict(alpha_init=1.5), "--alpha-init 1.5: expected strictly between 0 and 1"),
-        (dict(voxels=1), "--voxels 1: expected 8 to"),
-        (dict(entropy=float("nan")), "--entropy nan: expected a finite number"),
-        (dict(rays=0), "--rays 0: expected above 0"),
-    ],
-)
-def test_settings_that_make_no_sense(changes, message):
-    with pytest.raises(UserError, match=message):
-        Config(**changes)
-
-
-def test_every_number_of_steps_scales_with_the_schedule():
-    config = preset("paper", bounded="yes").scaled_to(250)
-    assert (config.coarse_steps, config.grow_every, config.mask_every, config.lr_decay_steps) == (50, 10, 10, 200)
-    assert config.tv_dense_until == 100
-    for steps in (1, 2, 3, 7):
-        tiny = preset("quick", steps=steps)
-        assert tiny.steps == steps
-        assert tiny.coarse_steps < steps
-        assert min(tiny.grow_every, tiny.mask_every) >= 1
-    assert preset("quick", steps=100, grow_every=3).grow_every == 3
-
-
-def test_the_kind_of_scene_is_seen_by_transparency_and_said(caplog):
-    with caplog.at_level("INFO", "nfc_splat"):
-        assert Model.initialise(toy_config(), ball_geometry()).coarse
-        assert Model.initialise(toy_config(), ball_geometry(has_alpha=False)).config.bounded == "no"
-    assert "images are transparent: a bounded scene (--bounded yes)" in caplog.text
-    assert "no image is transparent: an unbounded scene (--bounded no)" in caplog.text
-
-
-def test_unknown_presets_and_settings():
-    with pytest.raises(UserError, match="--preset huge"):
-        preset("huge")
-    with pytest.raises(UserError, match="no setting depth"):
-        preset("quick", depth=3)
-    with pytest.raises(UserError, match="--bounded maybe"):
-        preset("quick", bounded="maybe")
-
-
-def test_it_is_a_method():
-    method = find_method("dvgo")
-    assert method.load().Model is Model
-    assert method.loss_weight == 2.0
+        for grid, gradient, weight in zip((model.density, model.features), before, (1.0, 0.5), strict=True):
+            pull = torch.zeros_like(gradient)
+            for axis in range(3):
+                change = grid.values.detach().diff(dim=axis).clamp(-1, 1)
+                pull.narrow(axis, 1, change.shape[axis]).add_(change)
+                pull.narrow(axis, 0, change.shape[axis]).sub_(change)
+            expected = weight / recipe.rays * max(model.density.size) / 128 / 6 * pull
+            expected = expected if step < 60 else expected * (gradient != 0)
+            assert torch.allclose(grid.values.grad - gradient, expected, atol=1e-6 * float(expected.abs().max()) + 1e-7)
 
 
 def test_a_grid_belongs_to_its_box():
