@@ -1,23 +1,14 @@
-"""Benchmarks with preparations of their own, from the steps of `nfc_splat.eval.protocols`: Tanks and Temples, DTU."""
+"""Benchmarks with preparations of their own, from the steps of `nfc_splat.eval.preparation`: Tanks and Temples, DTU."""
 
 from dataclasses import replace
 from pathlib import Path
 
 from nfc_splat.errors import UserError
 from nfc_splat.eval import dtu
-from nfc_splat.eval.geometry import nearest_distances, score_distances, without_normals
-from nfc_splat.eval.protocols import (
-    Evaluation,
-    Prepared,
-    Protocol,
-    SceneGeometry,
-    apply_step,
-    check_frames,
-    check_matrix,
-    load_surfaces,
-    summarize,
-)
-from nfc_splat.eval.surface import Samples, Surface, sample_surface, transform_surface
+from nfc_splat.eval.geometry import Evaluation, nearest_distances, score_distances, without_normals
+from nfc_splat.eval.preparation import Prepared, apply_step, load_surfaces, move_to_truth
+from nfc_splat.eval.protocols import Protocol, SceneGeometry
+from nfc_splat.eval.surface import Samples, Surface, sample_surface
 from nfc_splat.eval.tanks import align_and_crop, align_cameras, read_camera_log, read_tanks_scene
 
 
@@ -29,7 +20,7 @@ def prepare_tanks(
     if scene.folder is None:
         raise UserError(f"--protocol {protocol.name} needs the scene's files: give --scene FOLDER (such as Barn)")
     facts = read_tanks_scene(scene.folder, (protocol.thresholds or (None,))[0])
-    prepared = load_surfaces(pred, gt)
+    prepared = load_surfaces(pred, gt, scene)
     if scene.to_world is not None:
         start, how = scene.to_world, scene.origin.get("to_world", "the given matrix")
     elif scene.camera_log is not None:
@@ -38,7 +29,7 @@ def prepare_tanks(
         start, how = facts.to_gt, f"{facts.name}_trans.txt (the prediction is in the reference cameras' frame)"
     clouds = [Surface(sample_surface(s, protocol.samples, seed).points) for s in (prepared.pred, prepared.gt)]
     prepared.pred, prepared.gt, prepared.record["alignment"] = align_and_crop(*clouds, facts, start, how)
-    prepared.record["origin"] = {**scene.origin, "to_world": how}
+    prepared.record["origin"]["to_world"] = how
     return prepared, replace(protocol, thresholds=protocol.thresholds or (facts.threshold,))
 
 
@@ -56,12 +47,8 @@ def evaluate_dtu(
         raise UserError("--protocol dtu needs ObsMask and Plane files: give --scene, DTU's folder that holds ObsMask/")
     scan = scene.scan or dtu.scan_number(gt if not isinstance(gt, Surface) else "the truth")
     observed = dtu.read_observed(scene.folder, scan)
-    prepared = load_surfaces(pred, gt)
-    prepared.record |= {"alignment": None, "origin": dict(scene.origin), "thresholds": list(protocol.thresholds)}
-    if scene.to_world is not None:
-        check_matrix(scene.to_world)
-        prepared.pred = transform_surface(prepared.pred, scene.to_world)
-    check_frames(prepared, moved=scene.to_world is not None, force=force)
+    prepared = load_surfaces(pred, gt, scene)
+    move_to_truth(prepared, scene.to_world, force=force)
     if scene.masked_views is not None:
         facts = {"masks": len(scene.masked_views[0]), "dilation": dtu.DILATION}
         apply_step(
@@ -81,5 +68,5 @@ def evaluate_dtu(
     sides = Samples(counted), Samples(truth), Samples(above), Samples(near)
     to_gt, to_pred = nearest_distances(*sides[:2]), nearest_distances(*sides[2:])
     score = score_distances(to_gt, to_pred, protocol.thresholds, drop_beyond=dtu.FARTHEST) | without_normals()
-    metrics = summarize([score], protocol.thresholds, None, prepared, protocol)
+    metrics = prepared.summarize([score], protocol.thresholds, None, protocol)
     return Evaluation(metrics, Surface(counted), Surface(above), sides[0], sides[2])

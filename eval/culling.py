@@ -75,7 +75,7 @@ def cull_by_frusta(surface: Surface, frusta: Frusta) -> Surface:
 
     A face with one visible corner stays whole. Culling a second time changes nothing.
     """
-    return keep_vertices(surface, visible_vertices(surface.vertices, frusta), faces_need=1)
+    return keep_vertices(surface, visible_vertices(surface.vertices, frusta), corners="any")
 
 
 # ------------------------------------------------------------------------------------------------ files

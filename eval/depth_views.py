@@ -18,6 +18,7 @@ from nfc_splat.open3d_loader import load_open3d
 
 SIZE, FOCAL, CENTER = 500, 300.0, 249.5
 STRIDE = 5
+RAYS = len(range(STRIDE // 2, SIZE, STRIDE)) ** 2  # of a view
 FARTHEST = 20.0
 SHRUNK = (0.3, 0.7, 0.7)  # of the sides from the shortest
 LIFTED = 0.4

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from nfc_splat.eval.surface import Samples
+from nfc_splat.eval.surface import Samples, Surface
 
 PERCENTILES = (50, 90, 95, 99)
 Kind = Literal["length", "area", "ratio"]
@@ -29,10 +29,14 @@ DEFINITIONS = {
     "precision@t": "share of the prediction's samples nearer than t (strictly) to the truth's",
     "recall@t": "share of the truth's samples nearer than t (strictly) to the prediction's",
     "fscore@t": "2 precision recall / (precision + recall), 0 where both are 0",
-    "normal_consistency": "mean of normal_accuracy and normal_completeness: |cosine| between a sample's normal and "
-    "that of its nearest neighbour, from the prediction and from the truth",
-    "depth_l1": "mean difference of depth in random views (NICE-SLAM)",
+    "accuracy_pN, completeness_pN": "the N-th percentile of the distances one way; _max the largest",
     "hausdorff": "the largest distance, either way",
+    "normal_accuracy": "mean |cosine| between a prediction's sample's normal and that of the nearest of the truth's",
+    "normal_completeness": "the same from the truth's samples",
+    "normal_consistency": "(normal_accuracy + normal_completeness) / 2",
+    "depth_l1": "mean difference of depth in random views (NICE-SLAM)",
+    "interval_95": "half the width of the interval in which 95 % of evaluations with other seeds fall",
+    "sampling_floor": "the truth against another sampling of itself",
 }
 
 
@@ -201,6 +205,17 @@ class GeometryMetrics:
             "notes": list(self.notes),
             "protocol": dict(self.protocol),
         }
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Metrics with the surfaces and the first samples that they were measured on; None for what does not exist."""
+
+    metrics: GeometryMetrics
+    pred: Surface
+    gt: Surface
+    pred_samples: Samples | None
+    gt_samples: Samples | None
 
 
 def summarize_scores(

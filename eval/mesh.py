@@ -6,6 +6,7 @@ distance of each point or vertex: `accuracy_samples.ply` and `completeness_sampl
 picture has them.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,10 @@ from typing import Any, Literal
 import numpy as np
 
 from nfc_splat.errors import UserError
-from nfc_splat.eval.geometry import GeometryMetrics, kind_of
-from nfc_splat.eval.protocols import PROTOCOLS, Evaluation, Protocol, evaluate, with_choices
+from nfc_splat.eval.evaluation import evaluate
+from nfc_splat.eval.geometry import Evaluation, GeometryMetrics, kind_of
+from nfc_splat.eval.preparation import ROLES
+from nfc_splat.eval.protocols import PROTOCOLS, Protocol, with_choices
 from nfc_splat.eval.scene_files import read_scene_geometry
 from nfc_splat.files import write_json
 from nfc_splat.options import parse_options
@@ -30,7 +33,7 @@ class Options:
     """Compare a reconstructed mesh or point cloud with the truth, as a published protocol does."""
 
     pred: Path
-    """The reconstruction: PLY, OBJ, STL, OFF, GLB, or a cloud in PLY, PCD, XYZ, PTS."""
+    """The reconstruction: a mesh in PLY, OBJ, STL, OFF, GLB, or a cloud in PLY, XYZ."""
     gt: Path
     """The truth, in the same formats."""
     protocol: Literal["plain", "replica", "nice-slam", "tanks-and-temples", "dtu"] = "plain"
@@ -142,6 +145,8 @@ def main(argv: Sequence[str]) -> int:
     options = parse_options(
         Options, argv, PROGRAM, default=default, positional=words, expected="PRED, GT and flags only"
     )
+    folder = options.out or options.pred.with_name(f"{options.pred.stem}-eval")
+    _expect_writable(folder)
     protocol = with_choices(
         PROTOCOLS[options.protocol], thresholds=options.threshold, samples=options.samples, repeats=options.repeats
     )
@@ -160,13 +165,20 @@ def main(argv: Sequence[str]) -> int:
     )
     found = evaluate(options.pred, options.gt, protocol, scene=scene, seed=options.seed, force=options.force)
     report(found.metrics, shown, PAPER if options.reference else {})
-    folder = options.out or options.pred.with_name(f"{options.pred.stem}-eval")
     write_json(folder / "metrics.json", found.metrics.record())
     print(f"  wrote {folder / 'metrics.json'}")
     if options.pictures:
         for path in write_pictures(found, folder, shown):
             print(f"  wrote {path}")
     return 0
+
+
+def _expect_writable(folder: Path) -> None:
+    """Refuse a folder of results that cannot be made, before the work."""
+    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        found = "is not writable" if place.is_dir() else "is a file"
+        raise UserError(f"cannot write to {folder}: {place} {found}; choose another --out")
 
 
 def _shown(options: Options, protocol: Protocol) -> Shown:
@@ -208,13 +220,13 @@ def _label(metric: str, shown: Shown) -> str:
     kind, _, threshold = metric.partition("@")
     if not threshold:
         return LABELS[metric]
-    return f"{'F-score' if kind == 'fscore' else kind} < {float(threshold) * shown.factor:g} {shown.unit}".rstrip()
+    return f"{'F-score' if kind == 'fscore' else kind} < {float(threshold) * shown.factor:.4g} {shown.unit}".rstrip()
 
 
 def _print_protocol(record: Mapping[str, Any]) -> None:
     """What was done, in a few lines."""
     print(f"protocol {record['name']}: {record['reproduces']}")
-    for role in ("pred", "gt"):
+    for role in ROLES:
         facts = record[role]
         size = f"{facts['points']:,} points" if "points" in facts else f"{facts['faces']:,} faces"
         print(f"  {role:4} {facts['name']}: {size}")
@@ -229,9 +241,12 @@ def _print_protocol(record: Mapping[str, Any]) -> None:
     if record["alignment"]:
         facts = record["alignment"]
         print(f"  alignment: {facts['method']}; residual {facts['inlier_rmse']:.4g}, inliers {facts['inliers']:.3f}")
+        if "voxel" in facts:
+            print(f"  crop volume, then the means of voxels of {facts['voxel']:g}")
     facts = record["samples"]
-    clouds = f"of clouds {facts['of_clouds']}"
-    print(f"  {facts['per_mesh']:,} samples of a mesh, {clouds}; {facts['repeats']} times from seed {facts['seed']}")
+    sampled = [f"{facts['per_mesh']:,} of a mesh"] if any("faces" in record[role] for role in ROLES) else []
+    sampled += [f"{facts['of_clouds']} of a cloud"] if any("points" in record[role] for role in ROLES) else []
+    print(f"  samples: {', '.join(sampled)}; {facts['repeats']} times from seed {facts['seed']}")
 
 
 # ------------------------------------------------------------------------------------------------ the pictures
@@ -269,7 +284,7 @@ def write_pictures(found: Evaluation, folder: Path, shown: Shown) -> list[Path]:
 
 
 def _full_scale(found: Evaluation, exact: Sequence[Any]) -> float:
-    """The distance of the brightest colour: nineteen of twenty samples are nearer to the other surface. Of surfaces
+    """The distance of the last colour: nineteen of twenty samples are nearer to the other surface. Of surfaces
     that are all but equal, the first threshold."""
     ends = [
         float(np.percentile(distance(samples.points), 95))
@@ -284,7 +299,9 @@ def _row_title(name: str, metrics: GeometryMetrics, shown: Shown, alone: bool) -
     what = {"accuracy": "Prediction, distance to the truth", "completeness": "Truth, distance to the prediction"}[name]
     if alone:
         return f"{what.partition(',')[0]}; the other surface is empty"
-    return f"{what}: mean ({name}) {shown.value(name, metrics[name])} {shown.unit}".rstrip()
+    mean = f"{what}: mean of samples ({name}) {shown.value(name, metrics[name])} {shown.unit}".rstrip()
+    floor = metrics.floor.get(name)
+    return mean if floor is None else f"{mean}, of a perfect mesh {shown.value(name, floor)} {shown.unit}".rstrip()
 
 
 def _subtitle(metrics: GeometryMetrics, shown: Shown) -> str:

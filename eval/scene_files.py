@@ -75,11 +75,11 @@ def read_scene_geometry(
         views = read_masked_views(masks)
         origin["masks"] = str(masks)
     return SceneGeometry(
-        matrix,
-        frusta,
-        given_box,
-        points,
-        folder,
+        to_world=matrix,
+        frusta=frusta,
+        box=given_box,
+        unseen=points,
+        folder=folder,
         camera_log=None if cameras_wanted else trajectory,
         masked_views=views,
         origin=origin,

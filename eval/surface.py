@@ -1,25 +1,22 @@
-"""Meshes and point clouds as geometry evaluation needs them: read, clean, move, crop, sample.
+"""Meshes and point clouds as geometry evaluation needs them: clean, move, crop, sample.
 
-Symbols: V vertices, F faces, N samples. Lengths are in the file's units. open3d reads files, fits boxes and samples.
+Symbols: V vertices, F faces, N samples. Lengths are in the file's units. open3d fits boxes and samples.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from nfc_splat.errors import UserError
-from nfc_splat.eval.obj import has_polygons, read_polygons
 from nfc_splat.open3d_loader import load_open3d
 
 if TYPE_CHECKING:
     from nfc_splat.rendering.neighbors import PointTree
 
-MESH_FILES = (".ply", ".obj", ".stl", ".off", ".glb", ".gltf")
-CLOUD_FILES = (".ply", ".pcd", ".xyz", ".xyzn", ".pts")
 LARGEST = 1e12  # beyond it squares and their sums lose what is measured
 
 
@@ -96,75 +93,30 @@ class Samples:
         return point_tree(self.points)
 
 
-# ------------------------------------------------------------------------------------------------ reading
-
-
-def read_surface(path: Path | str) -> Surface:
-    """A mesh (polygons are triangulated), or a cloud where the file has no faces, as it stands in the file.
-
-    Raises:
-        UserError: no such file, not one that open3d reads, nothing in it, faces that name absent vertices.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; expected a mesh or a point cloud")
-    suffix = path.suffix.lower()
-    if suffix not in MESH_FILES + CLOUD_FILES:
-        known = ", ".join(dict.fromkeys(MESH_FILES + CLOUD_FILES))
-        raise UserError(f"{path}: files ending in {suffix or 'nothing'} are not read; expected one of {known}")
-    open3d = load_open3d()
-    surface = Surface(np.empty((0, 3)))
-    with open3d.utility.VerbosityContextManager(open3d.utility.VerbosityLevel.Error):
-        if suffix == ".obj" and has_polygons(path):
-            surface = Surface(*read_polygons(path))
-        elif suffix in MESH_FILES:
-            mesh = open3d.io.read_triangle_mesh(str(path))
-            surface = Surface(np.array(mesh.vertices), np.array(mesh.triangles, np.int32))
-        if suffix in CLOUD_FILES and surface.is_empty:
-            cloud = open3d.io.read_point_cloud(str(path), remove_nan_points=False, remove_infinite_points=False)
-            surface = Surface(np.array(cloud.points), None, np.array(cloud.normals) if cloud.has_normals() else None)
-    if surface.is_empty:
-        raise UserError(f"{path}: open3d finds neither a face nor a point in it; expected a mesh or a point cloud")
-    if surface.faces is not None and not 0 <= surface.faces.min() <= surface.faces.max() < len(surface.vertices):
-        raise UserError(
-            f"{path}: faces name vertices {surface.faces.min()} to {surface.faces.max()}, the file has "
-            f"{len(surface.vertices)}; export the mesh again"
-        )
-    return surface
-
-
-def clean_surface(surface: Surface, name: Path | str = "the surface") -> tuple[Surface, dict[str, int]]:
-    """Without what cannot be measured, and how much of it there was.
+def clean_surface(surface: Surface) -> tuple[Surface, dict[str, int]]:
+    """Without what cannot be measured, and how much of it there was; nothing may be left.
 
     Vertices that are not finite (or beyond 1e12) go, with the faces that use them; so do faces without area, which
     sampling would never choose. Everything else stays: faces that share an edge by three, that cross or that face
-    different ways are surface like any other.
+    different ways are surface like any other. Normals of a cloud that are all zero are none.
 
     Returns:
         The surface, and `bad_vertices`, `faces_with_bad_vertices`, `faces_without_area`.
-
-    Raises:
-        UserError: nothing is left; `name` names it.
     """
     good = (np.abs(surface.vertices) <= LARGEST).all(1)  # False for NaN
     counts = {"bad_vertices": int((~good).sum()), "faces_with_bad_vertices": 0, "faces_without_area": 0}
     if surface.faces is None:
         normals = None if surface.normals is None else _unit(surface.normals[good])
-        cleaned = Surface(surface.vertices[good], None, normals)
-    else:
-        faces, vertices = surface.faces, surface.vertices
-        if counts["bad_vertices"]:
-            kept = faces[good[faces].all(1)]
-            counts["faces_with_bad_vertices"] = len(faces) - len(kept)
-            faces, vertices = (np.cumsum(good, dtype=np.int32) - 1)[kept], vertices[good]
-        cleaned = Surface(vertices, faces)
-        thick = cleaned.areas() > 0
-        counts["faces_without_area"] = int((~thick).sum())
-        cleaned = replace(cleaned, faces=faces if thick.all() else faces[thick])
-    if cleaned.is_empty:
-        found = ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in counts.items() if count)
-        raise UserError(f"{name}: nothing to measure is left after cleaning ({found}); export it again")
-    return cleaned, counts
+        normals = normals if normals is not None and normals.any() else None
+        return Surface(surface.vertices[good], None, normals), counts
+    faces, vertices = surface.faces, surface.vertices
+    if counts["bad_vertices"]:
+        kept = faces[good[faces].all(1)]
+        counts["faces_with_bad_vertices"] = len(faces) - len(kept)
+        faces, vertices = (np.cumsum(good, dtype=np.int32) - 1)[kept], vertices[good]
+    thick = Surface(vertices, faces).areas() > 0
+    counts["faces_without_area"] = int((~thick).sum())
+    return Surface(vertices, faces if thick.all() else faces[thick]), counts
 
 
 def _unit(normals: np.ndarray) -> np.ndarray:
@@ -186,14 +138,13 @@ def transform_surface(surface: Surface, matrix: np.ndarray) -> Surface:  # [4, 4
     return Surface(moved, surface.faces, normals)
 
 
-def keep_vertices(surface: Surface, keep: np.ndarray, faces_need: int = 3) -> Surface:
-    """The part with the vertices in `keep` [V]: of a cloud those points, of a mesh the faces of which at least
-    `faces_need` corners are kept. Faces keep their vertices, and vertices their numbers."""
+def keep_vertices(surface: Surface, keep: np.ndarray, *, corners: Literal["all", "any"] = "all") -> Surface:
+    """The part with the vertices in `keep` [V]: of a cloud those points, of a mesh the faces of which all corners, or
+    any, are kept. Faces keep their vertices, and vertices their numbers."""
     if surface.faces is None:
         return Surface(surface.vertices[keep], None, None if surface.normals is None else surface.normals[keep])
-    corners = keep[surface.faces]
-    kept = corners.all(1) if faces_need == 3 else corners.any(1) if faces_need == 1 else corners.sum(1) >= faces_need
-    return replace(surface, faces=surface.faces[kept])
+    kept = keep[surface.faces]
+    return replace(surface, faces=surface.faces[kept.all(1) if corners == "all" else kept.any(1)])
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,8 @@ from nfc_splat.eval.dtu import (
     scan_number,
     thin_to_radius,
 )
-from nfc_splat.eval.protocols import PROTOCOLS, SceneGeometry, evaluate_mesh
+from nfc_splat.eval.evaluation import evaluate_mesh
+from nfc_splat.eval.protocols import PROTOCOLS, SceneGeometry
 from nfc_splat.eval.surface import Surface, to_open3d
 
 OBSERVED = Observed(np.ones((30, 30, 30), bool), np.array([[-15.0] * 3, [15.0] * 3]), 1.0, np.array([0, 0, 1.0, 100]))

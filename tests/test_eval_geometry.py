@@ -2,11 +2,10 @@
 
 import json
 import math
-import struct
 
 import numpy as np
 import pytest
-from geometry_toys import box_mesh, joined, moved, open3d_or_skip, sphere_mesh, write_mesh
+from geometry_toys import box_mesh, joined, moved, open3d_or_skip, sphere_mesh
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -30,7 +29,6 @@ from nfc_splat.eval.surface import (
     crop_to_box,
     oriented_box,
     read_box,
-    read_surface,
     sample_surface,
     to_open3d,
     transform_surface,
@@ -235,19 +233,13 @@ def test_cleaning_drops_and_counts_what_cannot_be_measured():
     assert np.array_equal(cleaned.vertices[cleaned.faces], surface.vertices[surface.faces])
 
 
-@pytest.mark.parametrize(
-    "surface",
-    [
-        Surface(np.full((3, 3), np.nan), np.array([[0, 1, 2]])),
-        Surface(np.zeros((3, 3)), np.array([[0, 1, 2]])),
-        Surface(np.full((2, 3), np.inf)),
-        Surface(np.empty((0, 3)), np.empty((0, 3), np.int32)),
-    ],
-    ids=["nan", "no area", "infinite cloud", "empty"],
-)
-def test_a_surface_of_nothing_is_refused(surface):
-    with pytest.raises(UserError, match=r"shell\.ply: nothing to measure"):
-        clean_surface(surface, "shell.ply")
+def test_normals_that_are_all_zero_are_none():
+    """As in the PLY files of 3D Gaussian splatting."""
+    points = np.random.default_rng(0).random((5, 3))
+    assert clean_surface(Surface(points, None, np.zeros((5, 3))))[0].normals is None
+    one = np.zeros((5, 3))
+    one[2] = [0, 0, -4]
+    assert clean_surface(Surface(points, None, one))[0].normals.tolist()[2] == [0, 0, -1]
 
 
 def test_faces_that_meet_by_three_or_face_both_ways_are_surface():
@@ -258,113 +250,6 @@ def test_faces_that_meet_by_three_or_face_both_ways_are_surface():
     score = score_samples(samples_of(cleaned, 0, 5000), samples_of(cleaned, 1, 5000), [0.1])
     assert score["fscore@0.1"] == 1
     assert score["chamfer_l1_mean"] > 0
-
-
-@pytest.mark.parametrize("suffix", [".ply", ".obj", ".stl", ".off", ".glb"])
-def test_meshes_are_read_in_every_format(tmp_path, suffix):
-    surface = box_mesh((1, 2, 3), 2)
-    if suffix == ".stl":  # which open3d writes with normals alone
-        mesh = to_open3d(surface).compute_triangle_normals()
-        assert open3d_or_skip().io.write_triangle_mesh(str(tmp_path / "box.stl"), mesh)
-    elif suffix == ".glb":
-        write_glb(tmp_path / "box.glb", surface)
-    else:
-        write_mesh(tmp_path / f"box{suffix}", surface)
-    read = read_surface(tmp_path / f"box{suffix}")
-    assert len(read.faces) == len(surface.faces)
-    assert read.areas().sum() == pytest.approx(22, rel=1e-5)
-    np.testing.assert_allclose(read.bounds(), [[0, 0, 0], [1, 2, 3]], atol=1e-6)
-
-
-def write_glb(path, surface):
-    """The least that glTF 2.0 asks of a binary file, with the mesh under a moved node."""
-    positions, indices = surface.vertices.astype("<f4") - np.float32(1), surface.faces.astype("<u4")
-    binary = indices.tobytes() + positions.tobytes()
-    views = [
-        {"buffer": 0, "byteLength": indices.nbytes},
-        {"buffer": 0, "byteOffset": indices.nbytes, "byteLength": positions.nbytes},
-    ]
-    span = {"min": positions.min(0).tolist(), "max": positions.max(0).tolist()}
-    accessors = [
-        {"bufferView": 0, "componentType": 5125, "count": indices.size, "type": "SCALAR"},
-        {"bufferView": 1, "componentType": 5126, "count": len(positions), "type": "VEC3", **span},
-    ]
-    document = {
-        "asset": {"version": "2.0"},
-        "scenes": [{"nodes": [0]}],
-        "nodes": [{"mesh": 0, "translation": [1, 1, 1]}],
-        "meshes": [{"primitives": [{"attributes": {"POSITION": 1}, "indices": 0}]}],
-        "buffers": [{"byteLength": len(binary)}],
-        "bufferViews": views,
-        "accessors": accessors,
-    }
-    text = json.dumps(document).encode()
-    text += b" " * (-len(text) % 4)
-    chunks = struct.pack("<I4s", len(text), b"JSON") + text + struct.pack("<I4s", len(binary), b"BIN\0") + binary
-    path.write_bytes(struct.pack("<4sII", b"glTF", 2, 12 + len(chunks)) + chunks)
-
-
-def test_quads_are_triangulated(tmp_path):
-    corners = "0 0 0\n2 0 0\n2 3 0\n0 3 0\n"
-    (tmp_path / "quad.obj").write_text("".join(f"v {row}\n" for row in corners.splitlines()) + "f 1 2 3 4\n")
-    (tmp_path / "quad.off").write_text(f"OFF\n4 1 0\n{corners}4 0 1 2 3\n")
-    header = "ply\nformat ascii 1.0\nelement vertex 4\nproperty float x\nproperty float y\nproperty float z\n"
-    header += "element face 1\nproperty list uchar int vertex_indices\nend_header\n"
-    (tmp_path / "quad.ply").write_text(f"{header}{corners}4 0 1 2 3\n")
-    for name in ("quad.obj", "quad.off", "quad.ply"):
-        surface = read_surface(tmp_path / name)
-        assert len(surface.faces) == 2, name
-        assert surface.areas().sum() == pytest.approx(6)
-
-
-def test_an_obj_of_polygons_and_triangles_is_read_whole(tmp_path):
-    text = "# mixed\nv 0 0 0\nv 2 0 0\nv 2 3 0\nv 0 3 0\nvn 0 0 1\nf 1//1 2//1 3//1 4//1  # a quad\n"
-    text += "v 0 0 1\nv 1 0 1\nv 0 1 1\nf -3 -2 -1\nv 1 1 2\nv 2 1 2\nv 3 2 2\nv 2 3 2\nv 1 2 2\nf 8 9 10 11 12\n"
-    (tmp_path / "mixed.obj").write_text(text)
-    surface = read_surface(tmp_path / "mixed.obj")
-    assert len(surface.faces) == 2 + 1 + 3
-    assert surface.areas().sum() == pytest.approx(6 + 0.5 + 2.5)
-    (tmp_path / "bad.obj").write_text(text + "f 1 2 3 0\n")
-    with pytest.raises(UserError, match=r"bad\.obj: line 18 is not OBJ \(corner '0'\)"):
-        read_surface(tmp_path / "bad.obj")
-
-
-def test_clouds_are_read_with_their_normals(tmp_path):
-    open3d = open3d_or_skip()
-    cloud = open3d.geometry.PointCloud(open3d.utility.Vector3dVector(np.random.default_rng(0).random((40, 3))))
-    cloud.normals = open3d.utility.Vector3dVector(np.tile([[0.0, 0, 2]], (40, 1)))
-    open3d.io.write_point_cloud(str(tmp_path / "cloud.ply"), cloud)
-    surface, _ = clean_surface(read_surface(tmp_path / "cloud.ply"))
-    assert surface.is_cloud
-    assert len(sample_surface(surface, 7, 0)) == 40
-    np.testing.assert_allclose(surface.normals, np.tile([[0.0, 0, 1]], (40, 1)))
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "message"),
-    [
-        ("absent.ply", None, "no such file"),
-        ("mesh.blend", "x", "not read; expected one of .ply"),
-        ("noise.ply", "this is no mesh", "neither a face nor a point"),
-        ("noise.obj", "this is no mesh", "neither a face nor a point"),
-        ("empty.off", "OFF\n0 0 0\n", "neither a face nor a point"),
-    ],
-)
-def test_files_that_hold_no_surface_are_refused(tmp_path, name, text, message):
-    open3d_or_skip()
-    if text is not None:
-        (tmp_path / name).write_text(text)
-    with pytest.raises(UserError, match=message):
-        read_surface(tmp_path / name)
-
-
-def test_faces_that_name_absent_vertices_are_refused(tmp_path):
-    open3d_or_skip()
-    header = "ply\nformat ascii 1.0\nelement vertex 3\nproperty float x\nproperty float y\nproperty float z\n"
-    header += "element face 1\nproperty list uchar int vertex_indices\nend_header\n"
-    (tmp_path / "bad.ply").write_text(header + "0 0 0\n1 0 0\n0 1 0\n3 0 1 9\n")
-    with pytest.raises(UserError, match="vertices 0 to 9, the file has 3"):
-        read_surface(tmp_path / "bad.ply")
 
 
 # ------------------------------------------------------------------------------------------------ boxes

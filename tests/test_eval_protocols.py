@@ -19,7 +19,8 @@ from geometry_toys import (
 
 from nfc_splat.errors import UserError
 from nfc_splat.eval.culling import DEPTH_OFFSET, Frusta, cull_by_frusta, read_frusta, read_trajectory, visible_vertices
-from nfc_splat.eval.protocols import PROTOCOLS, Protocol, SceneGeometry, evaluate_mesh, find_protocol, with_choices
+from nfc_splat.eval.evaluation import evaluate_mesh
+from nfc_splat.eval.protocols import PROTOCOLS, Protocol, SceneGeometry, find_protocol, with_choices
 from nfc_splat.eval.scene_files import read_matrix, read_scene_geometry
 from nfc_splat.eval.surface import Box, Surface, transform_surface
 from nfc_splat.rendering.kernels.threads import set_threads
@@ -55,6 +56,16 @@ def test_a_shifted_box_gives_the_known_numbers(shift, chamfer_cm, f_percent):
     assert 100 * metrics.floor["chamfer_l1_mean"] == pytest.approx(50 * math.sqrt(126 / 200_000), rel=0.02)
     if shift == 0.1:
         assert 100 * metrics.normal_consistency == pytest.approx(97.5, abs=0.1)
+
+
+@pytest.mark.parametrize(("area", "floor_cm"), [(90, 1.06), (126, 1.25), (180, 1.50)])
+def test_the_floor_follows_the_area(area, floor_cm):
+    gt = box_mesh()
+    room = Surface(gt.vertices * math.sqrt(area / 126), gt.faces)
+    metrics = evaluate_mesh(room, room, replace(PROTOCOLS["plain"], thresholds=(0.05,), repeats=1))
+    for name in ("accuracy", "completeness"):
+        assert 100 * metrics[name] == pytest.approx(floor_cm, abs=0.012)
+        assert 100 * metrics.floor[name] == pytest.approx(floor_cm, abs=0.012)
 
 
 def test_a_perfect_mesh_gets_the_sampling_floor():
@@ -148,6 +159,9 @@ def test_what_no_camera_sees_does_not_count_and_what_is_hidden_does():
     steps = {step["step"]: step for step in cropped.protocol["steps"]}
     assert steps["crop to box"]["pred"]["before"] - steps["crop to box"]["pred"]["after"] == 12
     assert steps["frustum culling"]["poses"] == 1
+    areas = [cropped.protocol[block]["area"] for block in ("pred", "gt")]
+    left = [cropped.protocol["samples"]["of"][block]["area"] for block in ("pred", "gt")]
+    assert areas[0] - left[0] == pytest.approx(areas[1] - left[1] + 2 * (4 * 2 + 0.1 * 6))
     assert any("keeps" in note and "of the truth" in note for note in cropped.notes)
 
 
@@ -162,7 +176,7 @@ def test_a_prediction_in_a_normalised_frame_is_brought_to_the_truths():
     metrics = evaluate_mesh(normalised, gt, FEW, scene=SceneGeometry(to_world=to_world))
     assert metrics.chamfer_l1 == pytest.approx(0.5 * math.sqrt(126 / 20_000), rel=0.03)
     odd = evaluate_mesh(normalised, moved(gt, [-3, -2.5, -1.5]), FEW)
-    assert any("0.303 times as large" in note for note in odd.notes)
+    assert any("0.303 times as large" in note and "--to-world" in note for note in odd.notes)
 
 
 def test_a_box_that_is_given_decides_the_crop():
@@ -176,7 +190,7 @@ def test_a_box_that_is_given_decides_the_crop():
     assert metrics.protocol["steps"][0]["by"] == "half.json"
 
 
-@pytest.mark.parametrize(("factor", "message"), [(1000.0, "1e+03 times as large"), (0.001, "0.001 times as large")])
+@pytest.mark.parametrize(("factor", "message"), [(1000.0, "1,000 times as large"), (0.001, "0.001 times as large")])
 def test_a_scale_of_another_unit_is_refused_with_both_boxes(factor, message):
     gt = box_mesh()
     pred = Surface(gt.vertices * factor, gt.faces)
@@ -226,12 +240,38 @@ def test_one_point_is_measured_against_one_point():
     assert metrics.interval["accuracy"] is None
     assert metrics.normal_consistency is None
     assert any("no sampling floor" in note for note in metrics.notes)
+    assert not any("times as large" in note for note in metrics.notes)
     with pytest.raises(UserError, match="single place"):
         evaluate_mesh(one, other, replace(FEW, thresholds=None))
     against_mesh = evaluate_mesh(Surface(np.array([[3.0, 2.5, 0]])), box_mesh(), FEW)
     assert against_mesh["precision@0.05"] == 1
     assert against_mesh["recall@0.05"] < 0.01
     assert against_mesh.chamfer_l1 > 1
+
+
+@pytest.mark.parametrize(
+    ("surface", "why"),
+    [
+        (Surface(np.empty((0, 3)), np.empty((0, 3), np.int32)), ""),
+        (Surface(np.empty((0, 3))), ""),
+        (Surface(np.full((3, 3), np.nan), np.array([[0, 1, 2]])), "bad vertices left out: 3"),
+        (Surface(np.zeros((3, 3)), np.array([[0, 1, 2]])), "faces without area left out: 1"),
+        (Surface(np.full((2, 3), np.inf)), "bad vertices left out: 2"),
+    ],
+    ids=["empty", "empty cloud", "nan", "no area", "infinite cloud"],
+)
+def test_a_surface_of_nothing_is_refused_or_zero(surface, why):
+    gt = box_mesh()
+    with pytest.raises(UserError, match=f"the prediction: holds nothing to measure.*{why}"):
+        evaluate_mesh(surface, gt, FEW)
+    with pytest.raises(UserError, match="the truth: holds nothing to measure"):
+        evaluate_mesh(gt, surface, FEW, force=True)
+    for protocol in (FEW, replace(REPLICA, samples=2000, repeats=1), replace(PROTOCOLS["nice-slam"], samples=2000)):
+        forced = evaluate_mesh(surface, gt, protocol, scene=SceneGeometry(frusta=all_around()), force=True)
+        assert forced.chamfer_l1 is None
+        assert (forced["precision@0.05"], forced["recall@0.05"], forced.fscore) == (0, 0, 0)
+        assert any("no distance exists" in note for note in forced.notes)
+        json.dumps(forced.record(), allow_nan=False)
 
 
 def test_what_was_dropped_is_counted_in_the_record():
@@ -242,7 +282,7 @@ def test_what_was_dropped_is_counted_in_the_record():
     record = metrics.record()
     assert record["protocol"]["pred"]["bad_vertices"] == 1
     assert record["protocol"]["pred"]["faces_with_bad_vertices"] > 0
-    assert any("1 bad vertices left out" in note for note in metrics.notes)
+    assert any("bad vertices left out: 1" in note for note in metrics.notes)
     assert 0 < metrics.chamfer_l1 < 0.1
     assert {"name", "reproduces", "steps", "samples", "alignment", "versions", "hardware"} <= set(record["protocol"])
     json.dumps(record, allow_nan=False)
@@ -281,6 +321,13 @@ def test_icp_takes_out_a_small_motion_and_says_so():
 def test_a_protocol_without_its_cameras_says_what_is_missing():
     with pytest.raises(UserError, match="--protocol replica leaves out what no camera sees and has no cameras"):
         evaluate_mesh(box_mesh(), box_mesh(), "replica")
+
+
+@pytest.mark.parametrize("seed", [-1, 2**30, 5_000_000_000])
+def test_seeds_that_open3d_does_not_take_are_refused(seed):
+    with pytest.raises(UserError, match=f"--seed {seed}: expected 0 to 1,073,741,8"):
+        evaluate_mesh(box_mesh(), box_mesh(), FEW, seed=seed)
+    assert evaluate_mesh(box_mesh(), box_mesh(), replace(FEW, samples=10), seed=2**30 - 3).fscore < 1
 
 
 @pytest.mark.parametrize(

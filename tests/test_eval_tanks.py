@@ -10,7 +10,8 @@ from geometry_toys import box_mesh, joined, looking_poses, moved, open3d_or_skip
 
 from nfc_splat.errors import UserError
 from nfc_splat.eval import mesh
-from nfc_splat.eval.protocols import PROTOCOLS, SceneGeometry, evaluate_mesh
+from nfc_splat.eval.evaluation import evaluate_mesh
+from nfc_splat.eval.protocols import PROTOCOLS, SceneGeometry
 from nfc_splat.eval.surface import Surface, sample_surface, transform_surface
 from nfc_splat.eval.tanks import (
     align_cameras,
@@ -116,7 +117,8 @@ def test_the_command_knows_the_layout(scene, capsys):
     assert mesh.main([*words, "--threshold", "0.02", "--samples", "30000", "--no-pictures"]) == 0
     printed = capsys.readouterr().out
     assert "Shed_trans.txt" in printed
-    assert "of clouds voxels" in printed
+    assert "samples: 30,000 of a mesh; 1 times from seed 0" in printed
+    assert "the means of voxels of 0.01" in printed
 
 
 def test_volumes_voxels_and_thinning(scene):
