@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw
 
-from nfc_splat.eval.pictures import colorize, draw_text, save_image
+from nfc_splat.eval.pictures import draw_text, save_image
 from nfc_splat.eval.surface import Samples, Surface
 from nfc_splat.files import atomic_path
 from nfc_splat.open3d_loader import load_open3d
@@ -24,11 +23,21 @@ from nfc_splat.open3d_loader import load_open3d
 PANEL = 420
 _PAPER, _INK, _FAINT = (250, 250, 248), (28, 28, 30), (110, 110, 116)
 _LAYERS = 6  # faces that look away, before one gives up
-# Names and directions of looking, z up.
+# Grey where nothing is wrong, so that shading still shows the shape; then yellow through red to violet, ever darker.
+_RAMP = (
+    (0.00, (186, 194, 204)),
+    (0.25, (250, 206, 110)),
+    (0.50, (240, 122, 50)),
+    (0.75, (194, 32, 60)),
+    (1.00, (74, 6, 76)),
+)
+# Names and directions of looking, z up; from both ends, or a ceiling and the back of what stands along y would not be
+# seen.
 VIEWS = {
     "along -x -y -z": (-1.0, -1.3, -0.9),
     "along +x +y -z": (1.0, 1.3, -0.9),
     "along -z": (0.0, 1e-3, -1.0),
+    "along +z": (0.0, -1e-3, 1.0),
 }
 
 
@@ -79,9 +88,10 @@ def _scene(surface: Surface, center: np.ndarray, size: float) -> Any:
 
 
 def error_colors(distances: np.ndarray, full_scale: float) -> np.ndarray:
-    """uint8 [..., 3]: dark for 0, bright for `full_scale` and more."""
-    flat = torch.from_numpy(np.atleast_2d(distances))
-    return colorize(flat, 0.0, full_scale).reshape(*distances.shape, 3)
+    """uint8 [..., 3]: grey for 0, darkest for `full_scale` and more."""
+    stops = [full_scale * stop for stop, _ in _RAMP]
+    channels = [np.interp(distances, stops, [color[channel] for _, color in _RAMP]) for channel in range(3)]
+    return np.stack(channels, axis=-1).round().astype(np.uint8)
 
 
 # ------------------------------------------------------------------------------------------------ files
@@ -93,8 +103,9 @@ def write_error_ply(path: Path, surface: Surface, distances: np.ndarray, full_sc
     vertices = np.empty(len(surface.vertices), [*kinds, ("distance", "<f4")])
     for axis, name in enumerate("xyz"):
         vertices[name] = surface.vertices[:, axis]
+    colors = error_colors(distances, full_scale)
     for channel, name in enumerate(("red", "green", "blue")):
-        vertices[name] = error_colors(distances, full_scale)[:, channel]
+        vertices[name] = colors[:, channel]
     vertices["distance"] = distances
     words = {"<f8": "double", "u1": "uchar", "<f4": "float"}
     lines = ["ply", "format binary_little_endian 1.0", f"element vertex {len(vertices)}"]
@@ -155,7 +166,7 @@ def draw_surface(row: Row, frame: _Frame, full_scale: float) -> np.ndarray:
     if not hit.any():
         return picture
     if row.distance is None:
-        colors = np.full((len(points), 3), 150.0)
+        colors = np.full((len(points), 3), 120.0)
     else:
         colors = error_colors(row.distance(points), full_scale).astype(float)
     picture[hit] = (colors * shade[:, None]).clip(0, 255).astype(np.uint8)
@@ -227,7 +238,7 @@ def distance_picture(
     Args:
         title, subtitle: the lines on top.
         rows: what to draw.
-        full_scale: the distance of the brightest colour.
+        full_scale: the distance of the last colour.
         scale_labels: (distance, text) marks of the bar.
     """
     gap, margin, top, caption, bottom = 10, 24, 92, 30, 64
