@@ -55,6 +55,7 @@ from nfc_splat.files import write_json
 from nfc_splat.rendering import Rendering
 from nfc_splat.rendering.density_grid import activation_shift, opacity, visible_samples
 from nfc_splat.rendering.grids import add_total_variation_grad, max_pool_grid
+from nfc_splat.rendering.level_set import LevelSet
 from nfc_splat.rendering.march import MarchedModel, composite
 from nfc_splat.rendering.packed import distortion_loss
 from nfc_splat.rendering.samples import Samples, unit_directions
@@ -256,6 +257,22 @@ class Model(MarchedModel):
         axes = torch.cat([torch.eye(3), -torch.eye(3)]).to(values)
         views = [self.embedding(axis).expand(len(points), -1) for axis in axes]
         return torch.stack([self.head(self.net(torch.cat([values, view], 1))) for view in views]).mean(0)
+
+    def level_set(self) -> LevelSet:
+        """Where the length of a voxel is half opaque; in a contracted space, of the cube left as it is."""
+        space = self.space
+        sides = self.act_shift.new_tensor([[-1.0], [1.0]], dtype=torch.float32)
+        bounds = self.density.box if isinstance(space, Box) else space.center + space.radius * sides
+
+        def alpha(points: Tensor) -> Tensor:
+            return opacity(self.density(space.to_grid(points))[:, 0], float(self.act_shift), self.voxel_ratio)
+
+        return LevelSet(alpha, SURFACE, bounds.clone())
+
+    def surface_colors(self, points: Tensor, normals: Tensor) -> Tensor:
+        """Colours [N, 3] seen at world points [N, 3] of a surface, looking against its normals [N, 3]."""
+        values = self.features(self.space.to_grid(points))
+        return self.head(values if self.net is None else self.net(torch.cat([values, self.embedding(-normals)], 1)))
 
     @torch.no_grad()
     def node_alpha(self, size: tuple[int, int, int]) -> Tensor:
