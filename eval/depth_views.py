@@ -59,7 +59,7 @@ def depth_l1(
 def random_poses(gt: Surface, views: int, seed: int, unseen: np.ndarray | None = None) -> np.ndarray:
     """[P, 4, 4] camera-to-world matrices, OpenCV axes."""
     random = np.random.default_rng(seed)
-    box = oriented_box(gt)
+    box = oriented_box(gt.used_vertices())
     sides = np.empty(3)
     sides[np.argsort(box.extents)] = np.sort(box.extents) * SHRUNK
     from_box = np.linalg.inv(box.to_box)

@@ -66,7 +66,7 @@ def prepare(
     if protocol.icp is not None and not prepared.pred.is_empty:
         prepared.pred, prepared.record["alignment"] = align_by_icp(prepared.pred, prepared.gt, protocol.icp)
     if protocol.crop is not None:
-        box = scene.box or oriented_box(prepared.gt)
+        box = scene.box or oriented_box(prepared.gt.vertices)  # as published, around those that culling left unused too
         enlarged = box.scaled(protocol.crop)
         facts = {"factor": protocol.crop, "box": box.record(), "by": scene.origin.get("box", "open3d, minimal")}
         apply_step(prepared, "crop to box", facts, force, lambda s: crop_to_box(s, enlarged), truth=False)

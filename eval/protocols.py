@@ -31,7 +31,8 @@ class Protocol:
         shown_unit: what the table is in, None for the input's.
         percent: whether the table has ratios in percent.
         cull: whether to leave out what no camera sees; needs frusta.
-        crop: by how much the truth's box is enlarged before the prediction is cropped to it, None for no crop.
+        crop: by how much the box around the truth's vertices, used by a face or not, is enlarged before the prediction
+            is cropped to it; None for no crop.
         icp: farthest correspondence of a rigid alignment by ICP, None for no alignment.
         samples: of each mesh.
         repeats: samplings, for the interval.

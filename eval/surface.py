@@ -175,15 +175,14 @@ class Box:
         return (np.abs(inside) < 0.5 * self.extents).all(1)
 
 
-def oriented_box(surface: Surface) -> Box:
-    """open3d's approximately smallest box around the vertices in use."""
+def oriented_box(points: np.ndarray) -> Box:  # [N, 3]
+    """open3d's approximately smallest box around points."""
     open3d = load_open3d()
-    points = surface.used_vertices()
     try:
         box = open3d.geometry.OrientedBoundingBox.create_from_points_minimal(_vectors(points))
         rotation, center, extents = np.array(box.R), np.array(box.center), np.array(box.extent)
     except RuntimeError:  # flat sets and fewer than four points have no hull
-        low, high = surface.bounds()
+        low, high = points.min(0), points.max(0)
         rotation, center, extents = np.eye(3), (low + high) / 2, high - low
     to_box = np.eye(4)
     to_box[:3, :3] = rotation.T

@@ -190,6 +190,20 @@ def test_a_box_that_is_given_decides_the_crop():
     assert metrics.protocol["steps"][0]["by"] == "half.json"
 
 
+def test_the_crop_reaches_to_vertices_that_no_face_of_the_truth_uses():
+    """MonoSDF's scripts keep them when they cull, and fit the box to all."""
+    gt = box_mesh()
+    padded = Surface(np.concatenate([gt.vertices, [[9.0, 2, 1]]]), gt.faces)
+    beyond = joined(gt, moved(box_mesh((0.1, 1, 1)), [7, 2, 1]))
+    extents = []
+    for truth, faces in ((gt, 12), (padded, 24)):
+        metrics = evaluate_mesh(beyond, truth, replace(FEW, crop=1.05))
+        step = metrics.protocol["steps"][0]
+        assert step["pred"]["after"] == faces
+        extents.append(max(step["box"]["extents"]))
+    assert extents == pytest.approx([6, 9], rel=0.05)
+
+
 @pytest.mark.parametrize(("factor", "message"), [(1000.0, "1,000 times as large"), (0.001, "0.001 times as large")])
 def test_a_scale_of_another_unit_is_refused_with_both_boxes(factor, message):
     gt = box_mesh()
