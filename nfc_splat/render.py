@@ -7,6 +7,7 @@ depth_preview/, frames.json with the cameras and the meaning of the values, and 
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     run, device = load_chosen_run(options)
     cameras, names = choose_cameras(run, options)
+    if options.time is not None:
+        cameras = at_time(run, cameras, options.time)
     if options.video:
         check_video(options.video, len(cameras), *_one_size(cameras))
     folder = options.out or find_run(options.run).folder / "rendered" / options.path
@@ -72,7 +75,15 @@ def _parser() -> argparse.ArgumentParser:
         choices=(*SPLITS, *PATHS),
         default="test",
         help="a split's views; orbit: around what the cameras look at; interpolate: a smooth curve through training "
-        "cameras; spiral: around the middle camera (default: test)",
+        "cameras; spiral: around the middle camera; still: the first training camera, while time passes "
+        "(default: test)",
+    )
+    parser.add_argument(
+        "--time",
+        type=float,
+        metavar="T",
+        help="draw every frame at this time, 0 to 1, with a method that models motion (default: a view's own time; "
+        "0 to 1 along a path)",
     )
     parser.add_argument("--frames", type=int, default=120, metavar="N", help="frames of a path (default: 120)")
     parser.add_argument("--fps", type=float, default=30.0, help="frames per second of a video (default: 30)")
@@ -99,6 +110,8 @@ def _parser() -> argparse.ArgumentParser:
 def _check(options: argparse.Namespace) -> None:
     """Refuse numbers that make no sense, by flag."""
     limits = {"frames": MOST_FRAMES, "fps": 1000, "width": 32768, "height": 32768, "depth_scale": 1e9}
+    if options.time is not None and not 0 <= options.time <= 1:
+        raise UserError(f"--time {options.time:g}: expected 0 to 1, the first and the last moment of the scene")
     for name, most in limits.items():
         value = getattr(options, name)
         least = 1e-9 if name == "depth_scale" else 1
@@ -119,6 +132,17 @@ def choose_cameras(run: "LoadedRun", options: argparse.Namespace) -> tuple["Came
     cameras = run.scene.splits["train"].cameras
     width, height = _scaled(cameras.sizes.median(0).values.tolist(), options)
     return camera_path(options.path, cameras, options.frames, width, height), None
+
+
+def at_time(run: "LoadedRun", cameras: "Cameras", time: float) -> "Cameras":
+    """`cameras` at another time; a `UserError` when the run's method knows none."""
+    import torch
+
+    from nfc_splat.fields import find_method
+
+    if not find_method(run.config.method).dynamic:
+        raise UserError(f"--time {time:g}: {run.config.method} does not model motion; leave it out")
+    return replace(cameras, times=torch.full((len(cameras),), time))
 
 
 def _scaled(size: Sequence[int], options: argparse.Namespace) -> tuple[int, int]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from moving_toys import moving_config, write_moving_scene
 
+from nfc_splat import render
 from nfc_splat.data import load_scene
 from nfc_splat.data.config import DataConfig
 from nfc_splat.data.motion import scene_moves
@@ -136,6 +137,29 @@ def test_a_run_learns_and_can_be_drawn_at_any_time(configure, loss):
         for time in (0.0, 1.0)
     )
     assert not torch.equal(early, late)
+
+
+def test_time_passes_along_a_path_or_stands_still(configure, tmp_path):
+    config = configure("run")
+    train(config)
+    for words, same in ((("--path", "still"), False), (("--path", "still", "--time", "0.5"), True)):
+        folder = tmp_path / f"{same}"
+        words = (*words, "--frames", "3", "--outputs", "color", "--out", str(folder))
+        assert render.main([str(config.out), *words]) == 0
+        first, _, last = (path.read_bytes() for path in sorted((folder / "color").iterdir()))
+        assert (first == last) == same
+        frames = json.loads((folder / "frames.json").read_text())["frames"]
+        assert [frame["time"] for frame in frames] == ([0.5] * 3 if same else [0, 0.5, 1])
+        assert frames[0]["camera_to_world"] == frames[2]["camera_to_world"]
+    with pytest.raises(UserError, match="--time 2: expected 0 to 1"):
+        render.main([str(config.out), "--time", "2"])
+
+
+def test_a_static_method_knows_no_time(scene, tmp_path):
+    words = ("--method", "3dgs", "--steps", "1", "--out", str(tmp_path / "run"), "--quiet", "--backend", "reference")
+    assert train(parse(scene, *words)) == 0
+    with pytest.raises(UserError, match="3dgs does not model motion"):
+        render.main([str(tmp_path / "run"), "--time", "0.5"])
 
 
 def crash_at(monkeypatch, step, config):

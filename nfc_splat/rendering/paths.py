@@ -14,7 +14,7 @@ from torch.linalg import cross, eigh, solve, vecdot
 
 from nfc_splat.cameras import Cameras
 
-PathKind = Literal["orbit", "interpolate", "spiral"]
+PathKind = Literal["orbit", "interpolate", "spiral", "still"]
 PATHS = get_args(PathKind)
 
 _FRAMES_PER_KEY = 15
@@ -28,7 +28,8 @@ def camera_path(kind: PathKind, cameras: Cameras, frames: int, width: int, heigh
 
     Args:
         kind: "orbit" circles the point the cameras look at, at their median distance and height; "interpolate" is a
-            smooth curve through a selection of the cameras; "spiral" winds around the middle camera.
+            smooth curve through a selection of the cameras; "spiral" winds around the middle camera; "still" stays at
+            the first one, while time passes.
         cameras: C >= 1 cameras.
         frames: F >= 1.
         width, height: of the new images. The vertical field of view is the cameras' median.
@@ -36,7 +37,7 @@ def camera_path(kind: PathKind, cameras: Cameras, frames: int, width: int, heigh
     Returns:
         F cameras; with times from 0 to 1 when the given ones have times.
     """
-    make = {"orbit": orbit, "interpolate": interpolate, "spiral": spiral}[kind]
+    make = {"orbit": orbit, "interpolate": interpolate, "spiral": spiral, "still": still}[kind]
     poses = make(camera_to_world(cameras), frames)
     fy = float((cameras.Ks[:, 1, 1].double() / cameras.sizes[:, 1]).median()) * height
     K = torch.tensor([[fy, 0, width / 2], [0, fy, height / 2], [0, 0, 1]], dtype=cameras.Ks.dtype)
@@ -162,6 +163,11 @@ def spiral(poses: Tensor, frames: int) -> Tensor:
     winding = torch.stack([(2 * phase).cos(), (2 * phase).sin(), 0.5 * phase.sin()], -1)
     path = middle[:3, 3] + (winding * radii) @ middle[:3, :3].transpose(0, 1)
     return look_at(path, (middle[:3, 3] + distance * forward).expand_as(path), -middle[:3, 1])
+
+
+def still(poses: Tensor, frames: int) -> Tensor:
+    """The first camera, in every frame."""
+    return poses[:1].repeat(frames, 1, 1)
 
 
 def interpolate(poses: Tensor, frames: int) -> Tensor:
