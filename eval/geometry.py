@@ -267,8 +267,8 @@ def mean_over_scenes(scenes: Mapping[str, GeometryMetrics]) -> dict[str, Any]:
     """
     if not scenes:
         raise ValueError("no scene to average")
-    if len({metrics.thresholds for metrics in scenes.values()}) > 1:
-        raise ValueError("the scenes were measured with other thresholds and cannot be averaged")
+    if len({frozenset(metrics.values) for metrics in scenes.values()}) > 1:  # which name the thresholds
+        raise ValueError("the scenes were measured with other thresholds or protocols and cannot be averaged")
     means, medians, missing = {}, {}, {}
     for name in next(iter(scenes.values())).values:
         known = [metrics[name] for metrics in scenes.values() if metrics[name] is not None]

@@ -150,9 +150,8 @@ def main(argv: Sequence[str]) -> int:
     protocol = with_choices(
         PROTOCOLS[options.protocol], thresholds=options.threshold, samples=options.samples, repeats=options.repeats
     )
+    _expect_used(options, protocol)
     shown = _shown(options, protocol)
-    if options.reference and protocol.name != "replica":
-        raise UserError(f"--reference paper: its numbers follow --protocol replica, this is {protocol.name}")
     scene = read_scene_geometry(
         options.scene,
         trajectory=options.trajectory,
@@ -171,6 +170,28 @@ def main(argv: Sequence[str]) -> int:
         for path in write_pictures(found, folder, shown):
             print(f"  wrote {path}")
     return 0
+
+
+def _uses(protocol: Protocol) -> dict[str, bool]:
+    """Which flags a protocol looks at; all do at the others."""
+    return {
+        "trajectory": protocol.cull or protocol.benchmark == "tanks-and-temples",
+        "intrinsics": protocol.cull,
+        "box": protocol.crop is not None,
+        "unseen": protocol.depth_views > 0,
+        "masks": protocol.benchmark == "dtu",
+        "samples": protocol.benchmark != "dtu",
+        "repeats": protocol.benchmark is None,
+        "reference": protocol.name == "replica",
+    }
+
+
+def _expect_used(options: Options, protocol: Protocol) -> None:
+    """Refuse a flag that would change nothing."""
+    for flag, used in _uses(protocol).items():
+        if getattr(options, flag) is not None and not used:
+            others = ", ".join(name for name, other in PROTOCOLS.items() if _uses(other)[flag])
+            raise UserError(f"--{flag} says nothing to --protocol {protocol.name}; expected one of: {others}")
 
 
 def _expect_writable(folder: Path) -> None:

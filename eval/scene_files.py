@@ -44,7 +44,7 @@ def read_scene_geometry(
         UserError: a file that cannot be read or does not hold what it should.
     """
     if folder is not None and not folder.is_dir():
-        raise UserError(f"--scene {folder}: no such folder; expected one with traj.txt")
+        raise UserError(f"--scene {folder}: no such folder")
     origin: dict[str, str] = {}
     matrix = None
     if to_world is None and folder is not None:
@@ -54,6 +54,8 @@ def read_scene_geometry(
         origin["to_world"] = str(to_world)
     frusta = None
     if folder is not None and cameras_wanted:
+        if trajectory is None and not (folder / "traj.txt").is_file():
+            raise UserError(f"--scene {folder}: holds no traj.txt; expected one as Replica/room0 is, or --trajectory")
         trajectory = trajectory or folder / "traj.txt"
         known = (folder / "cam_params.json", folder.parent / "cam_params.json")
         intrinsics = intrinsics or next((path for path in known if path.is_file()), None)

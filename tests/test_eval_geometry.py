@@ -20,6 +20,7 @@ from nfc_splat.eval.geometry import (
     score_samples,
     student_quantile,
     summarize_scores,
+    without_normals,
 )
 from nfc_splat.eval.surface import (
     Box,
@@ -184,7 +185,8 @@ def test_one_sampling_has_no_interval():
 
 
 def test_the_mean_over_scenes_is_the_mean_of_f_and_counts_what_failed():
-    good = summarize_scores([score_distances(np.array([0.0, 2.0]), np.array([0.0]), [1.0])], [1.0])
+    found = score_distances(np.array([0.0, 2.0]), np.array([0.0]), [1.0]) | without_normals()
+    good = summarize_scores([found], [1.0])
     failed = summarize_scores([empty_score([1.0])], [1.0])
     sweep = GeometrySweep()
     for name, metrics in (("a", good), ("b", good), ("c", failed)):
@@ -202,6 +204,9 @@ def test_the_mean_over_scenes_is_the_mean_of_f_and_counts_what_failed():
     other = summarize_scores([empty_score([2.0])], [2.0])
     with pytest.raises(ValueError, match="other thresholds"):
         mean_over_scenes({"a": good, "b": other})
+    with_depth = summarize_scores([empty_score([1.0]) | {"depth_l1": None}], [1.0])
+    with pytest.raises(ValueError, match="other thresholds or protocols"):
+        mean_over_scenes({"a": good, "b": with_depth})
 
 
 # ------------------------------------------------------------------------------------------------ surfaces

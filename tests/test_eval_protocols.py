@@ -434,6 +434,10 @@ def test_a_lens_without_sizes_is_refused(tmp_path):
             read_frusta(tmp_path / "traj.txt", tmp_path / "cam_params.json")
     with pytest.raises(UserError, match="no such folder"):
         read_scene_geometry(tmp_path / "absent")
+    (tmp_path / "Replica" / "room0").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"Replica: holds no traj\.txt; expected one as Replica/room0 is"):
+        read_scene_geometry(tmp_path / "Replica")
+    assert read_scene_geometry(tmp_path / "Replica", cameras_wanted=False).frusta is None
 
 
 def test_the_bunny_at_two_resolutions(data_root):
