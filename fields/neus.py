@@ -86,7 +86,7 @@ class Model(MarchedModel):
         region = choose_region(config, geometry)
         log.info("region: %s", region.described())
         region.warn_of_misses(probe_rays(geometry.cameras.to("cpu")))
-        behind = config.background
+        behind = config.surroundings
         if behind == "auto":
             behind = "none" if geometry.has_alpha or region.inside_out else "contracted"
         table = _levels(config).table() if config.point_encoding == "hash" else None
@@ -243,7 +243,7 @@ class Recipe(MarchedRecipe):
         """Pixels of all images or of one; over random colours where images are transparent and nothing is behind."""
         if self.config.batching == "image":
             return Sampling("image_rays", rays=self.rays)
-        alone = self.geometry.has_alpha and self.config.background in ("auto", "none")
+        alone = self.geometry.has_alpha and self.config.surroundings in ("auto", "none")
         return Sampling("shuffled_rays", rays=self.rays, background="random" if alone else "scene")
 
     def photometric(self, rendering: Rendering, batch: Batch) -> Tensor:

@@ -39,7 +39,7 @@ class Config:
     """Where the surface may be: a cube (SDFStudio's box collider) or its inscribed sphere (original)."""
     region_scale: float = 1.0
     """Enlarges (above 1) or shrinks the region that is found for the scene."""
-    background: Literal["auto", "none", "contracted", "sphere"] = "contracted"
+    surroundings: Literal["auto", "none", "contracted", "sphere"] = "contracted"
     """What is behind the region: a network in contracted space (SDFStudio), one on inverted spheres (original, NeRF++),
     or nothing. "auto" is nothing around rooms and for images with transparency, else "contracted"."""
     bias: float = 0.8
@@ -64,6 +64,9 @@ class Config:
     """Width of the colour network."""
     color_depth: int = 4
     """Hidden layers of the colour network."""
+    view_octaves: int = 4
+    """Frequencies of the direction's sines and cosines, for the colour of the surface. Few of them force the surface
+    into hollows, whose parallax more of them could paint onto a lid."""
     color_padding: float = 0.001
     """Colours reach from minus this to 1 plus this, without a target encoding. 0 in the original and in NFC."""
     weight_norm: bool = True
@@ -153,7 +156,8 @@ class Config:
             _require(self, name, getattr(self, name) > 0, "above 0")
         _require(self, "sharpness", abs(self.sharpness) <= 1.3, "-1.3 to 1.3")
         _require(self, "bias", 0 < self.bias <= 2, "above 0, at most 2")
-        _require(self, "octaves", self.octaves <= 16, "0 to 16")
+        for name in ("octaves", "view_octaves"):
+            _require(self, name, getattr(self, name) <= 16, "0 to 16")
         _require(self, "coarse_samples", self.coarse_samples >= 3, "3 or more")
         whole = self.fine_samples % self.fine_rounds == 0
         _require(self, "fine_samples", whole, f"a multiple of --fine-rounds {self.fine_rounds}")
@@ -192,7 +196,7 @@ def _original() -> Config:
         steps=300_000,
         variant="original",
         region="sphere",
-        background="sphere",
+        surroundings="sphere",
         bias=0.5,
         sharpness=0.3,
         spare_inputs=0,
@@ -210,7 +214,7 @@ def _quick() -> Config:
     """Minutes on two CPU cores, for images of about 200 to 400 pixels."""
     return Config(
         steps=6000,
-        background="auto",
+        surroundings="auto",
         bias=0.6,
         sharpness=0.3,
         point_encoding="hash",
@@ -220,6 +224,7 @@ def _quick() -> Config:
         features=0,
         color_width=64,
         color_depth=2,
+        view_octaves=0,
         color_padding=0.0,
         weight_norm=False,
         background_width=64,
@@ -238,7 +243,7 @@ def _quick() -> Config:
         update_every=32,
         samples=2**14,
         lr=5e-3,
-        sharpness_lr=1e-3,
+        sharpness_lr=3e-4,
         warmup_steps=100,
         decay_steps=6000,
         anneal_steps=1000,

@@ -26,7 +26,7 @@ class ColorNetwork(nn.Module):
     def __init__(self, config: Config, features: int, outputs: int) -> None:
         """features: F. outputs: O."""
         super().__init__()
-        self.views = Positional(3, VIEW_OCTAVES)
+        self.views = Positional(3, config.view_octaves)
         self.spare = config.spare_inputs
         inputs = 6 + self.views.out_dim + features + self.spare
         self.mlp = MLP(inputs, outputs, config.color_width, config.color_depth)

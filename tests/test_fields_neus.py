@@ -90,7 +90,7 @@ def test_the_presets_are_the_published_ones():
     shared |= {"eikonal_weight": 0.1, "mask_weight": 0.0, "octaves": 6}
     for config in (sdfstudio, original):
         assert {name: getattr(config, name) for name in shared} == shared
-    assert (sdfstudio.background, original.background) == ("contracted", "sphere")
+    assert (sdfstudio.surroundings, original.surroundings) == ("contracted", "sphere")
     assert find_method("neus").loss_weight == 20.0
     assert find_method("neus").load().Model is Model
 
@@ -221,7 +221,7 @@ def test_cameras_that_look_outwards_are_in_a_hollow():
     assert choose_region(small(), scene).inside_out
     assert not choose_region(small(orientation="object"), scene).inside_out
     torch.manual_seed(0)
-    model = Model.initialise(small(background="auto"), scene)
+    model = Model.initialise(small(surroundings="auto"), scene)
     assert model.behind is None
     middle, corner = model.region.center[None], model.region.bounds[1:]
     assert model.distance(middle) > 0 > model.distance(corner)
@@ -375,7 +375,7 @@ def test_samples_behind_a_surface_are_out_of_sight():
 
 @pytest.mark.parametrize("name", ["paper", "paper-original", "quick"])
 def test_an_untrained_field_is_a_ball(name):
-    config = small(name, sharpness=0.55, background="none", width=128, **({"depth": 1} if name == "quick" else {}))
+    config = small(name, sharpness=0.55, surroundings="none", width=128, **({"depth": 1} if name == "quick" else {}))
     model = build(config).eval()
     model.draw_normals = True
     if model.grid is not None:
@@ -399,7 +399,7 @@ def test_an_untrained_field_is_a_ball(name):
 
 
 def test_the_background_shows_where_the_surface_does_not():
-    model = build(small(background="contracted"), has_alpha=False).eval()
+    model = build(small(surroundings="contracted"), has_alpha=False).eval()
     with torch.no_grad():
         model.behind.density.weight.zero_()
         model.behind.density.bias.fill_(30.0)
@@ -414,7 +414,7 @@ def test_the_background_shows_where_the_surface_does_not():
 
 @pytest.mark.parametrize("kind", ["none", "contracted"])
 def test_rays_that_meet_nothing(kind):
-    model = build(small("quick", depth=1, background=kind), has_alpha=False)
+    model = build(small("quick", depth=1, surroundings=kind), has_alpha=False)
     model.grid.update(lambda points: points.norm(dim=-1) - 0.1, 0.01)
     asked = rays()
     away = dataclasses.replace(asked, directions=-asked.directions)
@@ -430,7 +430,7 @@ def test_rays_that_meet_nothing(kind):
 @pytest.mark.parametrize("kind", ["contracted", "sphere"])
 def test_gradients_reach_every_parameter(kind):
     shape = "sphere" if kind == "sphere" else "box"
-    config = small("paper-original" if kind == "sphere" else "paper", background=kind, region=shape)
+    config = small("paper-original" if kind == "sphere" else "paper", surroundings=kind, region=shape)
     model = build(config, has_alpha=False).train()
     drawn = model.march(rays(), WHITE)
     (drawn.color.sum() + model.regularizers(drawn, batch_of(40), 1)["eikonal"]).backward()
@@ -440,7 +440,7 @@ def test_gradients_reach_every_parameter(kind):
 
 def test_colours_are_padded_without_an_encoding_alone():
     for kind, highest in (("none", 1.001), ("binary", 1.0)):
-        model = build(small(target_encoding=kind, background="none", color_padding=0.001, sharpness=0.6)).eval()
+        model = build(small(target_encoding=kind, surroundings="none", color_padding=0.001, sharpness=0.6)).eval()
         with torch.no_grad():
             last = model.colors.layers[-1]
             last.length.zero_()
@@ -453,7 +453,7 @@ def test_colours_are_padded_without_an_encoding_alone():
 
 @pytest.mark.parametrize("kind", ["none", "contracted"])
 def test_bits_are_composited(kind):
-    model = build(small(target_encoding="binary", background=kind), has_alpha=False).eval()
+    model = build(small(target_encoding="binary", surroundings=kind), has_alpha=False).eval()
     model.draw_bits = True
     with torch.no_grad():
         drawn = model.march(rays(), torch.zeros(3))
@@ -463,7 +463,7 @@ def test_bits_are_composited(kind):
 
 
 def test_evaluation_is_annealed_to_the_end_and_training_is_not():
-    model = build(small(anneal_steps=100, background="none", coarse_samples=64))
+    model = build(small(anneal_steps=100, surroundings="none", coarse_samples=64))
     assert model.anneal == 0
     model.advance(30)
     assert model.anneal == 0.3
@@ -494,7 +494,7 @@ def test_the_base_loss_is_l1_and_the_original_sums_channels():
 
 
 def test_the_eikonal_term_and_where_it_counts():
-    model = build(small(background="none"))
+    model = build(small(surroundings="none"))
     drawn = model.march(rays(), WHITE)
     terms = model.regularizers(drawn, batch_of(40), 1)
     assert list(terms) == ["eikonal"]
@@ -510,7 +510,7 @@ def test_the_eikonal_term_and_where_it_counts():
 
 
 def test_the_mask_term():
-    model = build(small(background="none", mask_weight=0.1))
+    model = build(small(surroundings="none", mask_weight=0.1))
     drawn = model.march(rays(), WHITE)
     foreground = (torch.arange(40) % 2).float()
     found = model.regularizers(drawn, batch_of(40, foreground), 1)["mask"]
@@ -525,7 +525,7 @@ def test_the_mask_term():
 
 def test_the_level_set_is_in_the_scenes_frame():
     bounds = torch.tensor([[3.0, -1.0, 2.0], [7.0, 3.0, 6.0]])
-    model = build(small(background="none"), bounds=bounds)
+    model = build(small(surroundings="none"), bounds=bounds)
     surface = model.level_set()
     assert isinstance(surface, LevelSet)
     assert surface.level == 0

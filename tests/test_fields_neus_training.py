@@ -59,7 +59,7 @@ def test_a_ball_is_learned(configure, loss):
 
 def test_the_published_networks_learn_too(configure):
     wider = {"sharpness": 0.3, "lr": 1e-3, "sharpness_lr": 1e-3, "width": 48, "rays": 128, "warmup_steps": 5}
-    changes = LONGER | wider | {"steps": 120, "background": "none", "octaves": 2, "depth": 2}
+    changes = LONGER | wider | {"steps": 120, "surroundings": "none", "octaves": 2, "depth": 2}
     config = configure(model=changes, preset="paper")
     assert train(config) == 0
     assert json.loads((config.out / "eval/summary.json").read_text())["psnr"] > 17
