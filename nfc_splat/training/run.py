@@ -41,6 +41,13 @@ _OUTPUTS = (
     METRICS_FILE,
     "contact_sheet.png",
     "point_cloud.ply",
+    "bounds.json",
+    "nerf.json",
+    "nerf_coarse.safetensors",
+    "nerf_fine.safetensors",
+    "mesh.ply",
+    "mesh.obj",
+    "mesh.glb",
     CONFIG_FILE,
 )
 
