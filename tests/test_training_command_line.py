@@ -288,3 +288,12 @@ def test_what_does_not_touch_the_result_may_change():
     again = parse_command_line(["--resume", str(folder), *words])
     assert (again.out, again.quiet, again.checkpoints.keep) == (Path("fork"), True, 5)
     assert matching(again) == matching(first)
+
+
+@pytest.mark.parametrize("name", ["loop", "a" * 300, "~no-such-user/scene"])
+@pytest.mark.parametrize("method", ["toy", "auto"])
+def test_a_scene_path_that_cannot_be_followed(tmp_path, name, method):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    scene = name if name.startswith("~") else str(tmp_path / name)
+    with pytest.raises(UserError, match="the path cannot be followed"):
+        parse_command_line([scene, "--method", method])

@@ -131,8 +131,8 @@ def _detect(path: Path | str) -> tuple[str, str, dict[str, str]]:
     if len(found) > 1:
         others = " and ".join(f"{name} ({found[name]})" for name in list(found)[1:])
         reason += f" It would also do as {others}; --format chooses."
-    if root != _absolute(path) and not _absolute(path).is_file():
-        reason += f" It is the only scene in {_absolute(path)}."
+    if root != absolute_path(path) and not absolute_path(path).is_file():
+        reason += f" It is the only scene in {absolute_path(path)}."
     for name in list(found)[1:]:
         rejected[name] = f"{chosen} goes first; --format {name} reads it"
     return chosen, reason, rejected
@@ -149,7 +149,7 @@ def scene_root(path: Path | str, format: str = "auto") -> Path:
 
     Given a `format`, only scenes of that format count.
     """
-    path = _absolute(path)
+    path = absolute_path(path)
     if not path.exists():
         raise UserError(f"{path}: there is no such folder; give the folder of a scene")
     if path.is_file():
@@ -179,11 +179,15 @@ def _look(root: Path) -> tuple[dict[str, str], dict[str, str]]:
     return found, rejected
 
 
-def _absolute(path: Path | str) -> Path:
+def absolute_path(path: Path | str) -> Path:
+    """`path` from the root on, with links followed; a `UserError` for one that cannot be."""
     try:
-        return Path(path).expanduser().resolve()
-    except (OSError, RuntimeError, ValueError) as error:  # loops of links, an unknown user after ~
-        raise UserError(f"{path}: the path cannot be followed ({error}); give the folder of a scene") from error
+        whole = Path(path).expanduser().resolve()
+        whole.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # loops of links, an unknown user after ~, long names
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: the path cannot be followed ({reason}); give the folder of a scene") from error
+    return whole
 
 
 def _hint(root: Path) -> str:

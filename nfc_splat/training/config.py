@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 from nfc_splat.data.config import DataConfig
+from nfc_splat.data.detect import absolute_path
 from nfc_splat.errors import UserError
 from nfc_splat.fields import find_method
 from nfc_splat.losses.nfc import EPS, EPS_LOW
@@ -140,7 +141,7 @@ def auto_method(scene: Path, data: DataConfig) -> str:
     """What `--method auto` means for a scene; one that does not exist will be missed when it is loaded."""
     from nfc_splat.data.motion import scene_moves
 
-    moves = scene.exists() and scene_moves(scene, data)
+    moves = absolute_path(scene).exists() and scene_moves(scene, data)
     return AUTO_MOVING_METHOD if moves else AUTO_METHOD
 
 
@@ -157,7 +158,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
     weight = config.loss_weight
     if config.loss != "regression" and weight is None:
         weight = method.loss_weight
-    scene = config.scene.expanduser().resolve()
+    scene = absolute_path(config.scene)
     name = scene.parent.name if scene.is_file() else scene.name
     out = config.out or Path("runs") / f"{name}-{method.name}-{config.loss}"
     return replace(
