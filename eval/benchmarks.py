@@ -68,5 +68,7 @@ def evaluate_dtu(
     sides = Samples(counted), Samples(truth), Samples(above), Samples(near)
     to_gt, to_pred = nearest_distances(*sides[:2]), nearest_distances(*sides[2:])
     score = score_distances(to_gt, to_pred, protocol.thresholds, drop_beyond=dtu.FARTHEST) | without_normals()
+    if score["chamfer_l1_mean"] is None:
+        prepared.notes.append(f"one way all distances are {dtu.FARTHEST:g} mm or more and dropped: they have no mean")
     metrics = prepared.summarize([score], protocol.thresholds, None, protocol)
     return Evaluation(metrics, Surface(counted), Surface(above), sides[0], sides[2])

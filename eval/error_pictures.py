@@ -241,9 +241,9 @@ def distance_picture(
         full_scale: the distance of the last colour.
         scale_labels: (distance, text) marks of the bar.
     """
-    gap, margin, top, caption, bottom = 10, 24, 92, 30, 64
+    gap, margin, top, caption, below, bottom = 10, 24, 92, 30, 22, 64
     width = 2 * margin + len(VIEWS) * PANEL + (len(VIEWS) - 1) * gap
-    sheet = Image.new("RGB", (width, top + len(rows) * (caption + PANEL + gap) + bottom), _PAPER)
+    sheet = Image.new("RGB", (width, top + len(rows) * (caption + PANEL + below) + bottom), _PAPER)
     draw = ImageDraw.Draw(sheet)
     draw_text(draw, (margin, 18), title, 22, _INK, width - 2 * margin)
     draw_text(draw, (margin, 50), subtitle, 15, _FAINT, width - 2 * margin)
@@ -258,8 +258,8 @@ def distance_picture(
             if not row.surface.is_empty:
                 picture = draw_surface(row, _frame(direction, bounds), full_scale)
                 sheet.paste(Image.fromarray(picture), (x, y))
-            draw_text(draw, (x + 4, y + PANEL - 20), name, 13, _FAINT, PANEL)
-        y += PANEL + gap
+            draw_text(draw, (x + 4, y + PANEL), name, 13, _FAINT, PANEL)
+        y += PANEL + below
     _draw_scale(sheet, draw, (margin, y + 8), width - 2 * margin, full_scale, scale_labels)
     return sheet
 

@@ -295,7 +295,7 @@ def write_pictures(found: Evaluation, folder: Path, shown: Shown) -> list[Path]:
                 written.append(folder / f"{name}_mesh.ply")
                 mesh = drawing.compacted(surface)
                 drawing.write_error_ply(written[-1], mesh, distance(mesh.vertices), full_scale)
-        rows.append(drawing.Row(_row_title(name, found.metrics, shown, distance is None), surface, distance))
+        rows.append(drawing.Row(_row_title(name, found.metrics, shown), surface, distance))
     record = found.metrics.protocol
     title = f"{Path(record['pred']['name']).name} against {Path(record['gt']['name']).name}"
     written.append(folder / "errors.png")
@@ -316,21 +316,24 @@ def _full_scale(found: Evaluation, exact: Sequence[Any]) -> float:
     return 1.2 * max(ends) if ends and max(ends) > 1e-3 * threshold else threshold
 
 
-def _row_title(name: str, metrics: GeometryMetrics, shown: Shown, alone: bool) -> str:
-    what = {"accuracy": "Prediction, distance to the truth", "completeness": "Truth, distance to the prediction"}[name]
-    if alone:
-        return f"{what.partition(',')[0]}; the other surface is empty"
-    mean = f"{what}: mean of samples ({name}) {shown.value(name, metrics[name])} {shown.unit}".rstrip()
+def _row_title(name: str, metrics: GeometryMetrics, shown: Shown) -> str:
+    what, other = {"accuracy": ("Prediction", "truth"), "completeness": ("Truth", "prediction")}[name]
+    if metrics[name] is None:
+        return f"{what}; there is no distance to the {other}"
+    mean = f"{what}, distance to the {other}: mean of samples ({name}) {shown.value(name, metrics[name])} {shown.unit}"
     floor = metrics.floor.get(name)
-    return mean if floor is None else f"{mean}, of a perfect mesh {shown.value(name, floor)} {shown.unit}".rstrip()
+    return mean.rstrip() + (
+        "" if floor is None else f", of a perfect mesh {shown.value(name, floor)} {shown.unit}".rstrip()
+    )
 
 
 def _subtitle(metrics: GeometryMetrics, shown: Shown) -> str:
     threshold = metrics.thresholds[0]
     f = f"fscore@{threshold:g}"
     parts = [f"protocol {metrics.protocol['name']}"]
-    chamfer = f"{shown.value('chamfer_l1_mean', metrics.chamfer_l1)} {shown.unit}".rstrip()
-    parts += [f"Chamfer-L1 {chamfer}", f"{_label(f, shown)}: {shown.value(f, metrics.fscore)} {shown.unit_of(f)}"]
+    if metrics.chamfer_l1 is not None:
+        parts.append(f"Chamfer-L1 {shown.value('chamfer_l1_mean', metrics.chamfer_l1)} {shown.unit}")
+    parts.append(f"{_label(f, shown)}: {shown.value(f, metrics.fscore)} {shown.unit_of(f)}")
     if metrics.normal_consistency is not None:
         name = "normal_consistency"
         parts.append(f"normal consistency {shown.value(name, metrics[name])} {shown.unit_of(name)}")

@@ -18,7 +18,7 @@ from nfc_splat.files import read_json
 
 
 def read_scene_geometry(
-    folder: Path | None = None,
+    folder: Path | str | None = None,
     *,
     trajectory: Path | None = None,
     intrinsics: Path | None = None,
@@ -43,6 +43,7 @@ def read_scene_geometry(
     Raises:
         UserError: a file that cannot be read or does not hold what it should.
     """
+    folder = None if folder is None else Path(folder)
     if folder is not None and not folder.is_dir():
         raise UserError(f"--scene {folder}: no such folder")
     origin: dict[str, str] = {}

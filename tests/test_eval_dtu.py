@@ -119,6 +119,9 @@ def test_the_protocol_drops_what_is_twenty_away_and_means_the_two_ways(tmp_path)
     far = Surface(np.concatenate([scan.vertices, [[0.0, 0, 60]] * 500]))
     dropped = evaluate_mesh(pred, far, PROTOCOLS["dtu"], scene=scene)
     assert dropped.completeness == pytest.approx(metrics.completeness, rel=1e-3)
+    nothing = evaluate_mesh(pred, moved(scan, [60, 0, 0]), PROTOCOLS["dtu"], scene=scene, force=True)
+    assert nothing.chamfer_l1 is None
+    assert any("they have no mean" in note for note in nothing.notes)
 
 
 def test_the_command_culls_by_masks_and_says_what_counted(tmp_path, capsys):

@@ -384,7 +384,7 @@ def test_scene_folders_of_both_layouts_are_understood(tmp_path):
     )
     assert read_scene_geometry(mono).to_world[0, 0] == 3
     assert read_scene_geometry(mono, to_world="identity").to_world is None
-    assert read_scene_geometry(mono).origin["to_world"].endswith("meta_data.json")
+    assert read_scene_geometry(str(mono)).origin["to_world"].endswith("meta_data.json")
 
 
 def test_a_matrix_is_read_from_a_text(tmp_path):
