@@ -109,6 +109,7 @@ class Model(MarchedModel):
         config = self.config
         self.steps_done.fill_(steps)
         self.anneal = min(1.0, steps / config.anneal_steps) if config.anneal_steps else 1.0
+        self.directional = steps >= config.view_start
         if isinstance(self.sdf.encoding, HashFeatures):
             self.sdf.encoding.active = min(config.levels, config.first_levels + steps // config.level_every)
 
@@ -220,6 +221,9 @@ class _Pass:
         parts = (self.points, self.directions, self.gradients, self.features)
         if len(rows) < len(self.points):  # rows ascend, so as many as there are is all of them
             parts = tuple(part.index_select(0, rows) for part in parts)
+        if not model.directional:
+            points, directions, gradients, features = parts
+            parts = points, torch.zeros_like(directions), torch.zeros_like(gradients), features
         colors = model.head(model.colors(*parts), bits=model.draw_bits)
         padding = model.config.color_padding if model.encoding is None else 0.0
         return colors * (1 + 2 * padding) - padding if padding else colors

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from nfc_splat.errors import UserError
 
-STEP_FIELDS = ("warmup_steps", "decay_steps", "anneal_steps", "update_every", "level_every")
+STEP_FIELDS = ("warmup_steps", "decay_steps", "anneal_steps", "update_every", "level_every", "view_start")
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,8 @@ class Config:
     view_octaves: int = 4
     """Frequencies of the direction's sines and cosines, for the colour of the surface. Few of them force the surface
     into hollows, whose parallax more of them could paint onto a lid."""
+    view_start: int = 0
+    """Until this step colours depend on the point alone: neither on the direction nor on the gradient."""
     color_padding: float = 0.001
     """Colours reach from minus this to 1 plus this, without a target encoding. 0 in the original and in NFC."""
     weight_norm: bool = True
@@ -179,7 +181,7 @@ class Config:
     def scaled_to(self, steps: int) -> "Config":
         """The same schedule stretched or squeezed to `steps`: every field counted in steps is rescaled."""
         factor = steps / self.steps
-        scaled = {name: max(1, round(getattr(self, name) * factor)) for name in STEP_FIELDS}
+        scaled = {name: max(1, round(getattr(self, name) * factor)) for name in STEP_FIELDS if getattr(self, name)}
         scaled["decay_steps"] = max(scaled["decay_steps"], scaled["warmup_steps"] + 1)
         return replace(self, steps=steps, **scaled)
 
@@ -225,6 +227,7 @@ def _quick() -> Config:
         color_width=64,
         color_depth=2,
         view_octaves=0,
+        view_start=3000,
         color_padding=0.0,
         weight_norm=False,
         background_width=64,

@@ -47,6 +47,7 @@ SMALL = {
     "warmup_steps": 5,
     "decay_steps": 60,
     "anneal_steps": 20,
+    "view_start": 8,
 }
 WHITE = torch.ones(3)
 
@@ -474,6 +475,25 @@ def test_evaluation_is_annealed_to_the_end_and_training_is_not():
     assert levels.sdf.encoding.active == 3
     levels.advance(1000)
     assert levels.sdf.encoding.active == 4
+
+
+def test_colours_see_directions_from_a_step_on():
+    model = build(small("quick", depth=1, view_start=5)).eval()
+    model.grid.update(model.sdf.distance, 0.3)
+    asked = rays(400)
+
+    def colors():
+        with torch.no_grad():
+            return model.march(asked, WHITE).color
+
+    model.advance(4)
+    before = colors()
+    with torch.no_grad():
+        model.colors.mlp.layers[0].weight[:, 3:9] += 1.0  # the direction's and the gradient's
+    assert torch.equal(colors(), before)
+    model.advance(5)
+    assert not torch.allclose(colors(), before, atol=1e-3)
+    assert Model.from_tensors(model.config, model.state_dict()).directional
 
 
 # ----------------------------------------------------------------------------------------------------------- losses
