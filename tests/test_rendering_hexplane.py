@@ -80,6 +80,16 @@ def test_what_runs_on_a_gpu_is_the_same_function():
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.gpu
+def test_cuda_equals_the_reference():
+    levels, points, time = random_levels(16), random_points(500), torch.tensor(0.37)
+    v_values = torch.randn(500, 32, generator=torch.Generator().manual_seed(2))
+    exact = values_and_gradients(with_backend("reference"), levels, points, time, v_values)
+    on_gpu = [tuple(plane.cuda() for plane in level) for level in levels], points.cuda(), time.cuda(), v_values.cuda()
+    for ours, theirs in zip(values_and_gradients(with_backend("auto"), *on_gpu), exact, strict=True):
+        torch.testing.assert_close(ours.cpu(), theirs, rtol=1e-3, atol=1e-4 * float(theirs.detach().abs().max()))
+
+
 def test_the_reference_is_exact_and_twice_differentiable():
     points, time = random_points(4).double().requires_grad_(), torch.tensor(0.3).double().requires_grad_()
     levels = converted(random_levels(2, sizes=((3, 4), (4, 3))), torch.float64)
