@@ -265,7 +265,7 @@ class Model(MarchedModel):
         bounds = self.density.box if isinstance(space, Box) else space.center + space.radius * sides
 
         def alpha(points: Tensor) -> Tensor:
-            return opacity(self.density(space.to_grid(points))[:, 0], float(self.act_shift), self.voxel_ratio)
+            return opacity(self.density(space.to_grid(points))[:, 0], self.numbers.act_shift, self.voxel_ratio)
 
         return LevelSet(alpha, SURFACE, bounds.clone())
 
