@@ -109,7 +109,7 @@ class Model(MarchedModel):
         config = self.config
         self.steps_done.fill_(steps)
         self.anneal = min(1.0, steps / config.anneal_steps) if config.anneal_steps else 1.0
-        self.directional = steps >= config.view_start
+        self.carving = steps < config.carving_steps
         if isinstance(self.sdf.encoding, HashFeatures):
             self.sdf.encoding.active = min(config.levels, config.first_levels + steps // config.level_every)
 
@@ -221,7 +221,7 @@ class _Pass:
         parts = (self.points, self.directions, self.gradients, self.features)
         if len(rows) < len(self.points):  # rows ascend, so as many as there are is all of them
             parts = tuple(part.index_select(0, rows) for part in parts)
-        if not model.directional:
+        if model.carving:
             points, directions, gradients, features = parts
             parts = points, torch.zeros_like(directions), torch.zeros_like(gradients), features
         colors = model.head(model.colors(*parts), bits=model.draw_bits)
@@ -293,10 +293,11 @@ class Recipe(MarchedRecipe):
     ) -> dict[str, float]:
         """Set the next step's learning rates, annealing, levels, grid and number of rays."""
         config, factor = self.config, self.rate(step)
+        model.advance(step)
         for optimizer in optimizers.values():
             for group in optimizer.param_groups:
-                group["lr"] = factor * self.highest_rates[group["name"]]
-        model.advance(step)
+                held = model.carving and group["name"] == "sharpness"
+                group["lr"] = 0.0 if held else factor * self.highest_rates[group["name"]]
         figures = {"s": float(model.sharpness().detach())}
         if self.adaptive:
             if step % config.update_every == 0:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from nfc_splat.errors import UserError
 
-STEP_FIELDS = ("warmup_steps", "decay_steps", "anneal_steps", "update_every", "level_every", "view_start")
+STEP_FIELDS = ("warmup_steps", "decay_steps", "anneal_steps", "update_every", "level_every", "carving_steps")
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,9 @@ class Config:
     view_octaves: int = 4
     """Frequencies of the direction's sines and cosines, for the colour of the surface. Few of them force the surface
     into hollows, whose parallax more of them could paint onto a lid."""
-    view_start: int = 0
-    """Until this step colours depend on the point alone: neither on the direction nor on the gradient."""
+    carving_steps: int = 0
+    """Steps of a first stage that digs hollows: colours depend on the point alone, so that no lid can be painted with
+    what is seen through it, and s is held, as a sharp lid does not move."""
     color_padding: float = 0.001
     """Colours reach from minus this to 1 plus this, without a target encoding. 0 in the original and in NFC."""
     weight_norm: bool = True
@@ -227,7 +228,6 @@ def _quick() -> Config:
         color_width=64,
         color_depth=2,
         view_octaves=0,
-        view_start=3000,
         color_padding=0.0,
         weight_norm=False,
         background_width=64,

