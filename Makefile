@@ -7,7 +7,7 @@
 # PYTHON  the interpreter for the environment: make setup PYTHON=python3.12
 # TORCH   the torch to install: make setup TORCH=torch==2.12.0. Where packages come from is pip's own setting
 #         (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS or pip.conf).
-# PYTEST_ARGS  passed on: make test PYTEST_ARGS='-m "not slow" -x'
+# PYTEST_ARGS  passed on: make test PYTEST_ARGS='-m "not slow" -x', or '-n 8' for eight processes instead of two
 
 PYTHON ?= python3
 TORCH ?= $(shell sed -n '/^torch==/p' constraints.txt)
@@ -28,7 +28,7 @@ demo: setup
 	$(BIN) -m nfc_splat.eval images $(RUN)
 
 test: setup
-	$(BIN) -m pytest $(PYTEST_ARGS)
+	$(BIN) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 lint: setup
 	$(BIN) -m ruff check .

@@ -6,7 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from nfc_splat.rendering.kernels.threads import set_threads
+
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    set_threads(1)  # workers that each take every core wait for each other
 
 
 @pytest.fixture(autouse=True)
