@@ -196,5 +196,5 @@ def test_a_backend_that_cannot_serve_says_what_to_do():
     levels, points, time = converted(random_levels(2), torch.float64), random_points(5).double(), torch.tensor(0.0)
     with pytest.raises(UserError, match=r"float32.*\.float\(\)"):
         interpolate_hexplane(levels, points, time.double(), LOW.double(), HIGH.double())
-    with pytest.raises(UserError, match="cuda HexPlane cannot serve tensors on cpu"):
+    with pytest.raises(UserError, match="HexPlanes on cuda cannot serve tensors on cpu"):
         interpolate_hexplane(random_levels(2), points.float(), time, LOW, HIGH, backend="cuda")

@@ -8,19 +8,16 @@ Symbols: X, Y, Z nodes along the axes (2 or more), C channels, M points. The fir
 the faces of the box (torch's `align_corners=True`).
 """
 
-import importlib
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, max_pool3d
 
-from nfc_splat.errors import UserError
-from nfc_splat.rendering.kernels.backends import announce
+from nfc_splat.rendering.kernels.backends import choose_kernel
 
 Backend = Literal["auto", "reference", "cpu", "cuda"]
 
-# Modules are imported when a backend is first used: numba costs nothing until then.
 _REFERENCE, _CPU = "nfc_splat.rendering.kernels.grid_reference", "nfc_splat.rendering.kernels.grid_cpu"
 INTERPOLATION = {
     "reference": (_REFERENCE, "interpolate_reference"),
@@ -69,7 +66,7 @@ def interpolate_grid(
             )
     if low.shape != (3,) or high.shape != (3,):
         raise ValueError(f"low and high must be [3]; got {list(low.shape)} and {list(high.shape)}")
-    function = _implementation(INTERPOLATION, grid, backend)
+    function = choose_kernel("voxel grids", INTERPOLATION, grid, backend)
     return function(grid, points, low, high)
 
 
@@ -99,7 +96,7 @@ def add_total_variation_grad(
     _check_grid(grid)
     if grad.shape != grid.shape or not grad.is_contiguous():
         raise ValueError(f"grad must be contiguous and {list(grid.shape)}, like the grid; got {list(grad.shape)}")
-    function = _implementation(TOTAL_VARIATION, grid, backend)
+    function = choose_kernel("voxel grids", TOTAL_VARIATION, grid, backend)
     with torch.no_grad():
         function(grid, grad, weight, dense)
 
@@ -131,25 +128,3 @@ def _check_grid(grid: Tensor) -> None:
             f"grid must be floating point [X, Y, Z, C] with 2 or more nodes along each axis and 1 or more channels; "
             f"got {grid.dtype} {list(grid.shape)}"
         )
-
-
-def _implementation(table: dict[str, tuple[str, str]], grid: Tensor, backend: Backend):
-    """The function of `table` that serves this grid."""
-    if backend not in get_args(Backend):
-        raise ValueError(f"backend must be one of {', '.join(get_args(Backend))}; got {backend!r}")
-    chosen = backend if backend != "auto" else ("cuda" if grid.device.type == "cuda" else "cpu")
-    if chosen != "reference":
-        if grid.device.type != chosen:
-            raise UserError(
-                f"the {chosen} voxel grid cannot serve tensors on {grid.device}: move them with .to({chosen!r}), "
-                'or leave backend="auto"'
-            )
-        if grid.dtype != torch.float32:
-            raise UserError(
-                f"the {chosen} voxel grid computes in float32, and this one is {grid.dtype}: convert it with .float(), "
-                'or ask for backend="reference" (slow, any float dtype)'
-            )
-    module, function = table[chosen]
-    if chosen == "cpu":
-        announce("voxel grids", chosen)
-    return getattr(importlib.import_module(module), function)

@@ -13,20 +13,16 @@ C channels (the same on all levels), M points. The first and the last node of an
 Sources: Cao & Johnson 2023 (HexPlane, arXiv 2301.09632); Wu et al. 2024 (4DGS, arXiv 2310.08528), section 4.2.
 """
 
-import importlib
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal
 
-import torch
 from torch import Tensor
 
-from nfc_splat.errors import UserError
-from nfc_splat.rendering.kernels.backends import announce
+from nfc_splat.rendering.kernels.backends import choose_kernel
 
 Backend = Literal["auto", "reference", "cpu", "cuda"]
 Level = tuple[Tensor, Tensor]
 
-# Modules are imported when a backend is first used: numba costs nothing until then.
 _REFERENCE, _CPU = "nfc_splat.rendering.kernels.hexplane_reference", "nfc_splat.rendering.kernels.hexplane_cpu"
 IMPLEMENTATIONS = {
     "reference": (_REFERENCE, "hexplane_reference"),
@@ -63,7 +59,7 @@ def interpolate_hexplane(
         UserError: the backend asked for cannot serve these tensors; the message says what to do.
     """
     _check(levels, points, time, low, high)
-    function = _implementation(points, backend)
+    function = choose_kernel("HexPlanes", IMPLEMENTATIONS, points, backend)
     return function(levels, points, time, low, high)
 
 
@@ -96,25 +92,3 @@ def _check(levels: Sequence[Level], points: Tensor, time: Tensor, low: Tensor, h
                 f"{name} must be {points.dtype} on {points.device}, like the points; "
                 f"got {tensor.dtype} on {tensor.device}"
             )
-
-
-def _implementation(points: Tensor, backend: Backend):
-    """The function that serves these tensors."""
-    if backend not in get_args(Backend):
-        raise ValueError(f"backend must be one of {', '.join(get_args(Backend))}; got {backend!r}")
-    chosen = backend if backend != "auto" else ("cuda" if points.device.type == "cuda" else "cpu")
-    if chosen != "reference":
-        if points.device.type != chosen:
-            raise UserError(
-                f"the {chosen} HexPlane cannot serve tensors on {points.device}: move them with .to({chosen!r}), "
-                'or leave backend="auto"'
-            )
-        if points.dtype != torch.float32:
-            raise UserError(
-                f"the {chosen} HexPlane computes in float32, and these tensors are {points.dtype}: convert them with "
-                '.float(), or ask for backend="reference" (slow, any float dtype)'
-            )
-    module, function = IMPLEMENTATIONS[chosen]
-    if chosen == "cpu":
-        announce("HexPlane", chosen)
-    return getattr(importlib.import_module(module), function)

@@ -5,13 +5,21 @@ proves nothing: `import gsplat` works without a GPU, and with a compiler but a C
 must fail.
 """
 
+import importlib
 import importlib.metadata
 import importlib.util
 import logging
 import os
 import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nfc_splat.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 logger = logging.getLogger("nfc_splat")
 
@@ -43,6 +51,40 @@ def announce(operation: str, backend: str) -> None:
     if (operation, backend) not in _announced:
         _announced.add((operation, backend))
         logger.info("%s: %s backend (%s)", operation, backend, available_backends()[backend].reason)
+
+
+def choose_kernel(
+    operation: str, functions: Mapping[str, tuple[str, str]], tensor: "Tensor", backend: str
+) -> Callable[..., Any]:
+    """The function that serves tensors like this one. Its module is imported now: numba costs nothing until then.
+
+    Args:
+        operation: what is computed, in the plural: "voxel grids".
+        functions: module and function by backend, "reference", "cpu" and "cuda". All but "reference" take float32.
+        backend: one of these, or "auto", the one of the tensor's device.
+
+    Raises:
+        ValueError: no such backend.
+        UserError: the backend cannot serve this tensor; the message says what to do.
+    """
+    if backend not in ("auto", *functions):
+        raise ValueError(f"backend must be one of auto, {', '.join(functions)}; got {backend!r}")
+    chosen = backend if backend != "auto" else ("cuda" if tensor.device.type == "cuda" else "cpu")
+    if chosen != "reference":
+        if tensor.device.type != chosen:
+            raise UserError(
+                f"{operation} on {chosen} cannot serve tensors on {tensor.device}: move them with .to({chosen!r}), or "
+                'leave backend="auto"'
+            )
+        if str(tensor.dtype) != "torch.float32":
+            raise UserError(
+                f"{operation} on {chosen} are computed in float32, and these tensors are {tensor.dtype}: convert them "
+                'with .float(), or ask for backend="reference" (slow, any float dtype)'
+            )
+    if chosen == "cpu":
+        announce(operation, chosen)
+    module, function = functions[chosen]
+    return getattr(importlib.import_module(module), function)
 
 
 def _cpu() -> Availability:
