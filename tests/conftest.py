@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from data_scenes import Known
 
 from nfc_splat.rendering.kernels.threads import set_threads
 
@@ -29,6 +30,12 @@ def data_root() -> Path:
             f"real scenes are not at {root}; set NFC_SPLAT_DATA to the folder that holds lego_400, fox_540, ..."
         )
     return root
+
+
+@pytest.fixture(scope="module")
+def known() -> Known:
+    """The scene that every format's test writes and reads."""
+    return Known()
 
 
 def pytest_collection_modifyitems(items):

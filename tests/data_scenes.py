@@ -6,6 +6,8 @@ projection u = f X/Z + W/2, v = f Y/Z + H/2 with pixel squares [0, 1), [1, 2), .
 """
 
 import json
+import os
+import shutil
 import struct
 import zlib
 from collections.abc import Callable
@@ -14,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
+from nfc_splat.data import DataConfig, load_scene
 from nfc_splat.errors import UserError
 
 WIDTH, HEIGHT, FOCAL = 64, 48, 60.0
@@ -38,6 +42,27 @@ def result_or_refusal(read: Callable[[], Any]) -> tuple[Any, str]:
         return read(), ""
     except UserError as error:
         return None, str(error)
+
+
+def assert_refused(root: Path, needle: str, **options) -> None:
+    """Reading the scene with these `DataConfig` options ends in one short line that holds `needle`."""
+    with pytest.raises(UserError) as caught:
+        load_scene(root, DataConfig(**options), undistort=True)
+    message = str(caught.value)
+    assert needle in message
+    assert "\n" not in message
+    assert len(message) < 2000
+
+
+def link_out(name: str) -> Callable[[Path], None]:
+    """Spoils a scene: its file or folder `name` becomes a link to one beside the scene."""
+
+    def spoil(root: Path) -> None:
+        outside = root.parent / "outside"
+        shutil.move(root / name, outside)
+        os.symlink(outside, root / name)
+
+    return spoil
 
 
 @dataclass

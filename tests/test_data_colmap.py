@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from data_scenes import (
     COUNT,
-    Known,
     result_or_refusal,
     write_colmap,
     write_colmap_binary,
@@ -40,11 +39,6 @@ CAMERAS = [
     ("SIMPLE_RADIAL_FISHEYE", 8, [60, 31, 23, 0.1], (60, 60, 31, 23), "opencv_fisheye", [0.1, 0, 0, 0, 0, 0]),
     ("RADIAL_FISHEYE", 9, [60, 31, 23, 0.1, 0.2], (60, 60, 31, 23), "opencv_fisheye", [0.1, 0.2, 0, 0, 0, 0]),
 ]
-
-
-@pytest.fixture(scope="module")
-def known() -> Known:
-    return Known()
 
 
 @pytest.fixture(scope="module")

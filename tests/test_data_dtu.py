@@ -11,8 +11,10 @@ from data_scenes import (
     COUNT,
     SPHERE,
     Known,
+    assert_refused,
     dtu_matrices,
     intrinsics,
+    link_out,
     write_dtu,
     write_png,
 )
@@ -21,12 +23,6 @@ from hypothesis import strategies as st
 
 from nfc_splat.data import DataConfig, detect_format, load_scene
 from nfc_splat.data.projection import decompose
-from nfc_splat.errors import UserError
-
-
-@pytest.fixture(scope="module")
-def known() -> Known:
-    return Known()
 
 
 @pytest.fixture
@@ -40,12 +36,7 @@ def load(root, **options):
 
 
 def refuse(root, needle, **options):
-    with pytest.raises(UserError) as caught:
-        load(root, **options)
-    message = str(caught.value)
-    assert needle in message
-    assert "\n" not in message
-    assert len(message) < 2000
+    assert_refused(root, needle, format="dtu", **options)
 
 
 def cameras_by_number(scene) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
@@ -291,15 +282,6 @@ def entry(row, column, value):
         return matrix
 
     return change
-
-
-def link_out(name):
-    def spoil(root):
-        outside = root.parent / "outside"
-        shutil.move(root / name, outside)
-        os.symlink(outside, root / name)
-
-    return spoil
 
 
 LEAVES = "leaves the scene folder"

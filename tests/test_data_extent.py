@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from data_scenes import Known, write_dtu, write_sdfstudio
+from data_scenes import write_dtu, write_sdfstudio
 from PIL import Image
 
 from nfc_splat.data import load_scene
@@ -14,11 +14,6 @@ from nfc_splat.data.suspects import scene_findings
 from nfc_splat.training.load import describe_scene
 
 BOX = {"aabb": [[-1, -2, -3], [1, 2, 3.5]], "near": 0.05, "far": 2.5, "radius": 1.5}
-
-
-@pytest.fixture(scope="module")
-def known() -> Known:
-    return Known()
 
 
 @pytest.fixture

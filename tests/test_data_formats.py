@@ -5,15 +5,10 @@ import re
 import numpy as np
 import pytest
 import torch
-from data_scenes import COUNT, FOCAL, HEIGHT, WIDTH, WRITERS, Known, write_blender, write_colmap, write_nerfstudio
+from data_scenes import COUNT, FOCAL, HEIGHT, WIDTH, WRITERS, write_blender, write_colmap, write_nerfstudio
 
 from nfc_splat.cameras import Cameras
 from nfc_splat.data import DataConfig, load_scene
-
-
-@pytest.fixture(scope="module")
-def known() -> Known:
-    return Known()
 
 
 @pytest.fixture(scope="module")

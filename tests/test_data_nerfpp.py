@@ -1,20 +1,26 @@
 """NeRF++: folders as splits, an intrinsic matrix per image, the frame of the files, and hostile files."""
 
-import os
 import shutil
 
 import numpy as np
 import pytest
 import torch
-from data_scenes import COUNT, FOCAL, HEIGHT, WIDTH, Known, intrinsics, write_matrix, write_nerfpp, write_png
+from data_scenes import (
+    COUNT,
+    FOCAL,
+    HEIGHT,
+    WIDTH,
+    Known,
+    assert_refused,
+    intrinsics,
+    link_out,
+    write_matrix,
+    write_nerfpp,
+    write_png,
+)
 
 from nfc_splat.data import DataConfig, detect_format, load_scene
 from nfc_splat.errors import UserError
-
-
-@pytest.fixture(scope="module")
-def known() -> Known:
-    return Known()
 
 
 @pytest.fixture
@@ -24,12 +30,7 @@ def root(known, tmp_path):
 
 
 def refuse(root, needle, **options):
-    with pytest.raises(UserError) as caught:
-        load_scene(root, DataConfig(format="nerfpp", **options), undistort=True)
-    message = str(caught.value)
-    assert needle in message
-    assert "\n" not in message
-    assert len(message) < 2000
+    assert_refused(root, needle, format="nerfpp", **options)
 
 
 def numbers(split) -> list[int]:
@@ -114,15 +115,6 @@ def test_images_without_a_pose_and_poses_without_an_image(root):
 
 def text(name, content):
     return lambda root: (root / name).write_text(content)
-
-
-def link_out(name):
-    def spoil(root):
-        outside = root.parent / "outside"
-        shutil.move(root / name, outside)
-        os.symlink(outside, root / name)
-
-    return spoil
 
 
 def without(pattern):

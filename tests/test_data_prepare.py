@@ -12,7 +12,6 @@ from data_scenes import (
     FOCAL,
     HEIGHT,
     WIDTH,
-    Known,
     nerfstudio_content,
     write_blender,
     write_colmap,
@@ -22,11 +21,6 @@ from data_scenes import (
 
 from nfc_splat.data import DataConfig, load_scene
 from nfc_splat.errors import UserError
-
-
-@pytest.fixture(scope="module")
-def known() -> Known:
-    return Known()
 
 
 @pytest.fixture

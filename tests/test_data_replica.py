@@ -6,16 +6,11 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from data_scenes import COUNT, FOCAL, HEIGHT, WIDTH, Known, write_png, write_replica
+from data_scenes import COUNT, FOCAL, HEIGHT, WIDTH, write_png, write_replica
 from PIL import Image
 
 from nfc_splat.data import DataConfig, load_scene
 from nfc_splat.errors import UserError
-
-
-@pytest.fixture(scope="module")
-def known() -> Known:
-    return Known()
 
 
 @pytest.fixture

@@ -4,15 +4,14 @@ import json
 from dataclasses import replace
 
 import pytest
-import torch
+from interrupted_runs import assert_same, crash_at, newest
 from ngp_scenes import write_ball
 
 from nfc_splat.fields import nerf
 from nfc_splat.train import main, train
-from nfc_splat.training.checkpoint import checkpoint_files, newest_checkpoint
+from nfc_splat.training.checkpoint import checkpoint_files
 from nfc_splat.training.config import CheckpointConfig, TrainConfig, resolve
 from nfc_splat.training.load import load_run
-from nfc_splat.training.trainer import Trainer
 
 SMALL = {"width": 32, "depth": 3, "coarse_samples": 16, "fine_samples": 16, "rays": 128, "precrop_steps": 10}
 
@@ -36,10 +35,6 @@ def training(scene, out, loss="regression", steps=12, **options):
 
 def read_log(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def newest(folder):
-    return newest_checkpoint(folder / "checkpoints")
 
 
 def test_the_command_learns_a_ball(scene, tmp_path):
@@ -69,22 +64,7 @@ def test_classification_learns_too(scene, tmp_path, loss, encoding):
 def test_a_killed_run_goes_on_as_if_nothing_had_been(scene, tmp_path, monkeypatch, options):
     straight, broken = (training(scene, tmp_path / name, "classification", **options) for name in ("one", "two"))
     train(straight)
-    take = Trainer.step
-
-    def die_before_the_seventh(self):
-        if self.state.step == 6:
-            raise KeyboardInterrupt
-        return take(self)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "step", die_before_the_seventh)
-        with pytest.raises(KeyboardInterrupt):
-            train(broken)
+    crash_at(monkeypatch, 7, broken)
     assert max(checkpoint_files(broken.out / "checkpoints")) == 4
-    torch.rand(17)
     train(replace(broken, resume=str(broken.out)))
-    one, two = newest(straight.out), newest(broken.out)
-    assert one.header.step == two.header.step == 12
-    assert one.tensors.keys() == two.tensors.keys()
-    assert all(torch.equal(value, two.tensors[name]) for name, value in one.tensors.items())
-    assert one.header.optimizers == two.header.optimizers
+    assert_same(newest(straight.out), newest(broken.out))

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 import training_toy
+from interrupted_runs import newest
 
-from nfc_splat.training.checkpoint import checkpoint_files, newest_checkpoint
+from nfc_splat.training.checkpoint import checkpoint_files
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TOY = [sys.executable, str(REPOSITORY / "tests" / "training_toy.py")]
@@ -68,10 +69,6 @@ def logged_step(folder: Path) -> int:
     except FileNotFoundError:
         return -1
     return max((json.loads(line)["step"] for line in lines if line.endswith("\n")), default=-1)
-
-
-def newest(folder: Path):
-    return newest_checkpoint(folder / "checkpoints")
 
 
 def largest_difference(one, other) -> float:
