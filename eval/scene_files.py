@@ -13,7 +13,7 @@ import numpy as np
 from nfc_splat.errors import UserError
 from nfc_splat.eval.culling import read_frusta
 from nfc_splat.eval.protocols import SceneGeometry
-from nfc_splat.eval.surface import read_box
+from nfc_splat.eval.surface import Box, read_box
 from nfc_splat.files import read_json
 
 
@@ -46,47 +46,39 @@ def read_scene_geometry(
     folder = None if folder is None else Path(folder)
     if folder is not None and not folder.is_dir():
         raise UserError(f"--scene {folder}: no such folder")
-    origin: dict[str, str] = {}
-    matrix = None
     if to_world is None and folder is not None:
         to_world = next((p for name in ("meta_data.json", "cameras.npz") if (p := folder / name).is_file()), None)
-    if to_world is not None and str(to_world) != "identity":
-        matrix = read_matrix(Path(to_world))
-        origin["to_world"] = str(to_world)
-    frusta = None
-    if folder is not None and cameras_wanted:
-        if trajectory is None and not (folder / "traj.txt").is_file():
-            raise UserError(f"--scene {folder}: holds no traj.txt; expected one as Replica/room0 is, or --trajectory")
-        trajectory = trajectory or folder / "traj.txt"
-        known = (folder / "cam_params.json", folder.parent / "cam_params.json")
-        intrinsics = intrinsics or next((path for path in known if path.is_file()), None)
-    if trajectory is not None and cameras_wanted:
-        frusta = read_frusta(trajectory, intrinsics)
-        origin["trajectory"] = str(trajectory)
-        origin["intrinsics"] = "Replica's, as published" if intrinsics is None else str(intrinsics)
-    given_box = None
-    if box is not None:
-        value = read_json(box)
-        given_box = read_box(value if isinstance(value, dict) else {}, box)
-        origin["box"] = str(box)
-    points = None
-    if unseen is not None:
-        points = _read_points(unseen)
-        origin["unseen"] = str(unseen)
-    views = None
-    if masks is not None:
-        views = read_masked_views(masks)
-        origin["masks"] = str(masks)
+    if str(to_world) == "identity":
+        to_world = None
+    if cameras_wanted and folder is not None:
+        trajectory, intrinsics = _camera_files(folder, trajectory, intrinsics)
+    frusta = read_frusta(trajectory, intrinsics) if cameras_wanted and trajectory is not None else None
+    origin = {"to_world": to_world, "box": box, "unseen": unseen, "masks": masks}
+    if frusta is not None:
+        origin |= {"trajectory": trajectory, "intrinsics": intrinsics or "Replica's, as published"}
     return SceneGeometry(
-        to_world=matrix,
+        to_world=None if to_world is None else read_matrix(Path(to_world)),
         frusta=frusta,
-        box=given_box,
-        unseen=points,
+        box=None if box is None else _read_box(box),
+        unseen=None if unseen is None else _read_points(unseen),
         folder=folder,
         camera_log=None if cameras_wanted else trajectory,
-        masked_views=views,
-        origin=origin,
+        masked_views=None if masks is None else read_masked_views(masks),
+        origin={name: str(source) for name, source in origin.items() if source is not None},
     )
+
+
+def _camera_files(folder: Path, trajectory: Path | None, intrinsics: Path | None) -> tuple[Path, Path | None]:
+    """The trajectory and intrinsics that were named, else those that the scene's folder holds."""
+    if trajectory is None and not (folder / "traj.txt").is_file():
+        raise UserError(f"--scene {folder}: holds no traj.txt; expected one as Replica/room0 is, or --trajectory")
+    known = (folder / "cam_params.json", folder.parent / "cam_params.json")
+    return trajectory or folder / "traj.txt", intrinsics or next((path for path in known if path.is_file()), None)
+
+
+def _read_box(path: Path) -> Box:
+    value = read_json(path)
+    return read_box(value if isinstance(value, dict) else {}, path)
 
 
 def read_masked_views(folder: Path) -> tuple[np.ndarray, np.ndarray]:

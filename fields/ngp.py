@@ -19,7 +19,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
@@ -33,8 +32,8 @@ from nfc_splat.fields.ngp_config import Config as Config
 from nfc_splat.fields.ngp_config import preset as preset
 from nfc_splat.fields.ngp_space import Space, choose_space
 from nfc_splat.fields.occupancy_grid import OccupancyGrid
+from nfc_splat.fields.point_cloud_file import write_point_cloud
 from nfc_splat.fields.recipe import Sampling, SceneGeometry
-from nfc_splat.files import atomic_path
 from nfc_splat.rendering import Rendering
 from nfc_splat.rendering.harmonics import spherical_harmonics
 from nfc_splat.rendering.hash_encoding import HashLevels, hash_encode
@@ -42,11 +41,11 @@ from nfc_splat.rendering.level_set import LevelSet
 from nfc_splat.rendering.march import MarchedModel, alpha_from_density, composite
 from nfc_splat.rendering.samples import Samples, unit_directions
 
-BANDS = 4  # of the viewing direction's spherical harmonics
 GEOMETRY = 16  # outputs of the density network, the logarithm of the density among them
 LARGEST_EXPONENT = 15.0
 FEWEST_RAYS = 64
 SAMPLE_BYTES, CROWDED = 600, 4  # memory for a sample, and how many more a ray may need than its share of the grid
+BANDS = 4  # of the viewing direction's spherical harmonics
 SURFACE = 0.5  # opacity of a cell's width from which export takes it for a surface
 ROWS_AT_ONCE = 2**17
 
@@ -102,6 +101,11 @@ class Model(MarchedModel):
         space = choose_space(config, geometry)
         log.info("scene:  %s", space.described())
         space.warn_of_misses(probe_rays(geometry.cameras))
+        return cls.over(config, space)
+
+    @classmethod
+    def over(cls, config: Config, space: Space) -> Self:
+        """An evenly thin fog in `space`."""
         return cls(config, space, _levels(config).table())
 
     @classmethod
@@ -239,30 +243,18 @@ def export(model: Model, folder: Path) -> list[Path]:
     units. The colour is the mean of those seen along the six axes."""
     unit = model.grid.centers()
     parts = [_surface(model, part) for part in unit.split(2**16)]
-    points, colors = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
+    points, colors = (torch.cat(column) for column in zip(*parts, strict=True))
     if not len(points):
         log.warning("no cell of the occupancy grid is opaque: the point cloud is empty")
     path = Path(folder) / "point_cloud.ply"
-    rows = np.empty(len(points), [("position", "<f4", 3), ("color", "u1", 3)])
-    rows["position"], rows["color"] = points, (colors.clamp(0, 1) * 255).round().byte()
-    lines = ["ply", "format binary_little_endian 1.0", f"element vertex {len(rows)}"]
-    lines += [f"property float {axis}" for axis in "xyz"]
-    lines += [f"property uchar {channel}" for channel in ("red", "green", "blue")]
-    with atomic_path(path) as temporary, open(temporary, "wb") as handle:
-        handle.write(("\n".join([*lines, "end_header"]) + "\n").encode("ascii"))
-        handle.write(rows.tobytes())
+    write_point_cloud(path, points, colors)
     return [path]
 
 
 def _surface(model: Model, unit: Tensor) -> tuple[Tensor, Tensor]:
     """World positions [N', 3] and colours [N', 3] of the opaque ones among points [N, 3] of the unit cube."""
-    features = model.features(unit)
     cell = unit.new_tensor(model.space.side / model.grid.size)
-    opaque = alpha_from_density(density_of(features), cell) > SURFACE
-    unit, features = unit[opaque], features[opaque]
+    opaque = alpha_from_density(density_of(model.features(unit)), cell) > SURFACE
+    points = model.space.to_world(unit[opaque])
     axes = torch.cat([torch.eye(3), -torch.eye(3)]).to(unit)
-    seen = [
-        model.head(model.rgb(torch.cat([spherical_harmonics(axis[None], BANDS).expand(len(unit), -1), features], 1)))
-        for axis in axes
-    ]
-    return model.space.to_world(unit), torch.stack(seen).mean(0)
+    return points, torch.stack([model.surface_colors(points, axis.expand_as(points)) for axis in axes]).mean(0)

@@ -8,6 +8,7 @@ Distances `t` are in units of a ray's direction. A box has corners `low` and `hi
 """
 
 import importlib
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
@@ -147,18 +148,11 @@ def march_occupancy(
         _check_contraction(contraction, shell)
     elif min_spacing > 0:
         raise ValueError("min_spacing is a distance in contracted space: give contraction too")
-    if backend == "auto":
-        backend = "cpu" if origins.device.type == "cpu" and origins.dtype == torch.float32 else "reference"
-    if backend not in _MODULES:
-        raise ValueError(f"backend must be one of auto, {', '.join(_MODULES)}; got {backend!r}")
-    if backend == "cpu" and (origins.device.type != "cpu" or origins.dtype != torch.float32):
-        raise ValueError(f'backend "cpu" takes float32 in main memory; got {origins.dtype} on {origins.device}')
     counts = counts.clamp_min(0)
     check_size("candidates on one ray", int(counts.max()) if len(counts) else 0, MAX_STEPS)
     check_size("candidates", int(counts.sum()), MAX_CANDIDATES)
     scale = _scale(low, high, occupancy, lookup)
-    march = importlib.import_module(_MODULES[backend]).march
-    return march(
+    return _kernel(origins, backend)(
         origins,
         directions,
         start,
@@ -173,6 +167,18 @@ def march_occupancy(
         min_spacing=min_spacing,
         limit=MAX_SAMPLES,
     )
+
+
+def _kernel(origins: Tensor, backend: Backend) -> Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """The `march` of the backend that serves these rays."""
+    compiled = origins.device.type == "cpu" and origins.dtype == torch.float32
+    if backend == "auto":
+        backend = "cpu" if compiled else "reference"
+    if backend not in _MODULES:
+        raise ValueError(f"backend must be one of auto, {', '.join(_MODULES)}; got {backend!r}")
+    if backend == "cpu" and not compiled:
+        raise ValueError(f'backend "cpu" takes float32 in main memory; got {origins.dtype} on {origins.device}')
+    return importlib.import_module(_MODULES[backend]).march
 
 
 def check_size(what: str, count: int, limit: int) -> None:

@@ -53,8 +53,11 @@ def numba_threads() -> int:
     import numba
     import torch  # before numba looks for OpenMP
 
+    global _chosen
+    if _chosen is None:
+        _chosen = available_cores()  # reads a dozen files: once, not before every launch
     numba.config.THREADING_LAYER_PRIORITY = ["omp", "workqueue", "tbb"]
-    count, torch_count = min(_chosen or available_cores(), numba.config.NUMBA_NUM_THREADS), torch.get_num_threads()
+    count, torch_count = min(_chosen, numba.config.NUMBA_NUM_THREADS), torch.get_num_threads()
     numba.set_num_threads(count)
     # numba's first launch gives the shared pool as many threads as there are cores.
     if torch.get_num_threads() != torch_count:
