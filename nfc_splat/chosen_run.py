@@ -1,12 +1,14 @@
 """The run that a command is about: the flags that name it, and loading it. Shared by the doors that read runs."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nfc_splat.errors import UserError
 
 if TYPE_CHECKING:
+    from nfc_splat.cameras import Cameras
     from nfc_splat.data import Split
     from nfc_splat.training.load import LoadedRun
 
@@ -59,3 +61,16 @@ def chosen_split(run: "LoadedRun", flag: str, name: str) -> "Split":
             "--test-every 8 to hold some out for testing"
         )
     return split
+
+
+def at_time(run: "LoadedRun", cameras: "Cameras", time: float) -> "Cameras":
+    """`cameras` at another time; a `UserError` when the run's method knows none."""
+    import torch
+
+    from nfc_splat.fields import find_method
+
+    if not 0 <= time <= 1:
+        raise UserError(f"--time {time:g}: expected 0 to 1, the first and the last moment of the scene")
+    if not find_method(run.config.method).dynamic:
+        raise UserError(f"--time {time:g}: {run.config.method} does not model motion; leave it out")
+    return replace(cameras, times=torch.full((len(cameras),), time))

@@ -7,11 +7,10 @@ depth_preview/, frames.json with the cameras and the meaning of the values, and 
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nfc_splat.chosen_run import SPLITS, add_run_arguments, chosen_split, load_chosen_run
+from nfc_splat.chosen_run import SPLITS, add_run_arguments, at_time, chosen_split, load_chosen_run
 from nfc_splat.errors import UserError, run_command
 from nfc_splat.files import write_json
 from nfc_splat.rendering.paths import PATHS, camera_path, camera_to_world
@@ -110,8 +109,6 @@ def _parser() -> argparse.ArgumentParser:
 def _check(options: argparse.Namespace) -> None:
     """Refuse numbers that make no sense, by flag."""
     limits = {"frames": MOST_FRAMES, "fps": 1000, "width": 32768, "height": 32768, "depth_scale": 1e9}
-    if options.time is not None and not 0 <= options.time <= 1:
-        raise UserError(f"--time {options.time:g}: expected 0 to 1, the first and the last moment of the scene")
     for name, most in limits.items():
         value = getattr(options, name)
         least = 1e-9 if name == "depth_scale" else 1
@@ -132,17 +129,6 @@ def choose_cameras(run: "LoadedRun", options: argparse.Namespace) -> tuple["Came
     cameras = run.scene.splits["train"].cameras
     width, height = _scaled(cameras.sizes.median(0).values.tolist(), options)
     return camera_path(options.path, cameras, options.frames, width, height), None
-
-
-def at_time(run: "LoadedRun", cameras: "Cameras", time: float) -> "Cameras":
-    """`cameras` at another time; a `UserError` when the run's method knows none."""
-    import torch
-
-    from nfc_splat.fields import find_method
-
-    if not find_method(run.config.method).dynamic:
-        raise UserError(f"--time {time:g}: {run.config.method} does not model motion; leave it out")
-    return replace(cameras, times=torch.full((len(cameras),), time))
 
 
 def _scaled(size: Sequence[int], options: argparse.Namespace) -> tuple[int, int]:

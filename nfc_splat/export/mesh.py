@@ -2,6 +2,7 @@
 
 Two ways. "level-set" is for models that say where their surface is, such as NeuS: marching cubes of the field. "depth"
 is for every model: depth drawn from the training cameras, fused into one signed distance, and marching cubes of that.
+A third one, "silhouettes", asks no model, and is there to be compared with.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nfc_splat.chosen_run import add_run_arguments, load_chosen_run
+from nfc_splat.chosen_run import add_run_arguments, at_time, load_chosen_run
 from nfc_splat.errors import UserError
 from nfc_splat.export.mesh_file import FORMATS, Mesh, large_pieces, write_mesh
 from nfc_splat.files import atomic_path
@@ -30,10 +31,10 @@ if TYPE_CHECKING:
 
 RESOLUTION = (8, 4096)
 MOST_CELLS = 4096  # along the lattice's longest side
-DEFAULT_RESOLUTION = {"level-set": 512, "depth": 512}
+DEFAULT_RESOLUTION = 512
 VOXELS_PER_PIXEL = 1.0
 TRUNCATION = 4.0  # in voxels
-SPECK = {"level-set": 1, "depth": 100}
+SPECK = {"level-set": 1, "depth": 100, "silhouettes": 1}
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,8 +52,9 @@ def main(arguments: Sequence[str]) -> int:
     path = _output(options)
 
     run, _ = load_chosen_run(options)
+    options.time = _moment(run, options)
     source = _source(run, options)
-    found = from_level_set(run, options) if source == "level-set" else from_depth(run, options)
+    found = from_depth(run, options) if source == "depth" else from_level_set(run, source, options)
     least = SPECK[source] if options.min_triangles is None else options.min_triangles
     mesh, pieces, left = large_pieces(found.mesh, least, options.keep_largest)
     if not left:
@@ -83,9 +85,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--from",
         dest="source",
-        choices=("auto", "depth", "level-set"),
+        choices=("auto", "depth", "level-set", "silhouettes"),
         default="auto",
-        help="depth: fused from views; level-set: of the field itself (default: level-set for signed distances)",
+        help="depth: fused from views; level-set: of the field itself (default: level-set for signed distances); "
+        "silhouettes: carved from the training images' masks or transparency, without the model, for comparison",
     )
     parser.add_argument(
         "--resolution",
@@ -119,6 +122,9 @@ def _parser() -> argparse.ArgumentParser:
     level.add_argument("--level", type=float, help="value of the field at the surface (default: the model's)")
     depth = parser.add_argument_group("--from depth")
     depth.add_argument("--views", choices=("train", "all"), default="train", help="cameras to look from")
+    depth.add_argument(
+        "--time", type=float, metavar="T", help="of a scene that moves, the moment to show, 0 to 1 (default: 0)"
+    )
     depth.add_argument("--max-depth", type=float, metavar="LENGTH", help="ignore what is farther (default: 4 medians)")
     depth.add_argument("--truncation", type=float, metavar="LENGTH", help="of distances (default: 4 voxels)")
     return parser
@@ -177,38 +183,60 @@ def _source(run: "LoadedRun", options: argparse.Namespace) -> str:
         source = "level-set" if offered is not None and offered().level == 0 else "depth"
     if source == "level-set" and offered is None:
         raise UserError(f"--from level-set: {run.config.method} has no field to take it of; use --from depth")
-    foreign = {"level-set": ("max_depth", "truncation"), "depth": ("level",)}[source]
-    for name in foreign:
+    for name in ("level",) if source == "depth" else ("max_depth", "truncation", "time"):
         if getattr(options, name) is not None:
             raise UserError(f"--{name.replace('_', '-')}: means nothing with --from {source}; leave it out")
     return source
 
 
+def _moment(run: "LoadedRun", options: argparse.Namespace) -> float | None:
+    """The one time that all views are drawn at: of a scene that moves, a mesh shows a moment."""
+    from nfc_splat.fields import find_method
+
+    if options.time is None and find_method(run.config.method).dynamic:
+        return 0.0
+    return options.time
+
+
 # ------------------------------------------------------------------------------------------------ level sets
 
 
-def from_level_set(run: "LoadedRun", options: argparse.Namespace) -> Extracted:
-    """Marching cubes of the model's own field."""
+def from_level_set(run: "LoadedRun", source: str, options: argparse.Namespace) -> Extracted:
+    """Marching cubes of the model's own field, or of what silhouettes leave."""
     from nfc_splat.export.level_sets import level_set_mesh
     from nfc_splat.export.marching_cubes import Lattice
 
-    surface: LevelSet = run.model.level_set()
+    surface: LevelSet = _carved(run, options) if source == "silhouettes" else run.model.level_set()
     if options.level is not None:
         surface = replace(surface, level=options.level)
     bounds = surface.bounds.double().cpu().numpy() if options.bounds is None else np.reshape(options.bounds, (2, 3))
     sides = bounds[1] - bounds[0]
-    cell = options.voxel_size or sides.max() / (options.resolution or DEFAULT_RESOLUTION["level-set"])
+    cell = options.voxel_size or sides.max() / (options.resolution or DEFAULT_RESOLUTION)
     lattice = Lattice.over(bounds, cell)
     _check_cells(lattice)
     with _blocks("marching cubes") as advance:
         vertices, triangles = level_set_mesh(surface, lattice, surface.bounds.device, advance)
     mesh = Mesh(vertices, triangles)
     facts = [f"level {surface.level:g}, {_cells(lattice)}"]
-    if hasattr(run.model, "surface_colors"):
+    if source == "level-set" and hasattr(run.model, "surface_colors"):
         return Extracted(replace(mesh, colors=_asked_colors(run, mesh)), [*facts, "colours: the field's, seen head-on"])
     views = _views(run, options)
     colors, seen = _seen_colors(mesh, views, 2 * cell)
     return Extracted(replace(mesh, colors=colors), [*facts, f"colours: {seen}"])
+
+
+def _carved(run: "LoadedRun", options: argparse.Namespace) -> "LevelSet":
+    """The visual hull in the box that the options, the scene or the model states."""
+    import torch
+
+    from nfc_splat.export.silhouettes import visual_hull
+
+    bounds = run.scene.bounds if options.bounds is None else torch.tensor(options.bounds).view(2, 3)
+    if bounds is None and hasattr(run.model, "level_set"):
+        bounds = run.model.level_set().bounds.cpu()
+    if bounds is None:
+        raise UserError(f"--from silhouettes: neither the scene nor {run.config.method} states a box; give --bounds")
+    return visual_hull(run.scene.splits["train"], bounds.float())
 
 
 def _asked_colors(run: "LoadedRun", mesh: Mesh) -> np.ndarray:
@@ -260,8 +288,9 @@ def from_depth(run: "LoadedRun", options: argparse.Namespace) -> Extracted:
         )
     mesh = Mesh(vertices, triangles)
     colors, seen = _seen_colors(mesh, views, truncation)
+    moment = "" if options.time is None else f" at time {options.time:g}"
     facts = [
-        f"{len(views)} views, depth up to {farthest:.4g} (median {median:.4g}), truncation {truncation:.4g}",
+        f"{len(views)} views{moment}, depth up to {farthest:.4g} (median {median:.4g}), truncation {truncation:.4g}",
         _cells(fused.lattice),
         f"colours: {seen}",
     ]
@@ -273,6 +302,8 @@ def _views(run: "LoadedRun", options: argparse.Namespace) -> "DepthViews":
     from nfc_splat.export.fusion import draw_views
 
     cameras = _cameras(run, options.views)
+    if options.time is not None:
+        cameras = at_time(run, cameras, options.time)
     with progress(len(cameras), "views") as advance:
         return draw_views(run.model, cameras, advance)
 
@@ -290,7 +321,7 @@ def _voxel(views: "DepthViews", longest: float, options: argparse.Namespace) -> 
         return options.voxel_size
     if options.resolution:
         return longest / options.resolution
-    return max(longest / DEFAULT_RESOLUTION["depth"], VOXELS_PER_PIXEL * views.pixel_size())
+    return max(longest / DEFAULT_RESOLUTION, VOXELS_PER_PIXEL * views.pixel_size())
 
 
 def _seen_colors(mesh: Mesh, views: "DepthViews", tolerance: float) -> tuple[np.ndarray, str]:
