@@ -33,7 +33,7 @@ class Settings:
     """What to write."""
 
     kind: Literal["room", "object"] = "room"
-    """A furnished room seen from inside (Replica layout), or a closed urn seen from around it (Blender layout)."""
+    """A furnished room seen from inside (Replica layout), or an urn seen from around it (Blender layout)."""
 
     views: int = 100
     """How many images; of the object, the training images, and a quarter as many test images besides."""

@@ -188,14 +188,14 @@ def test_object_is_a_blender_scene_with_straight_alpha(urn):
             assert (covered == alpha).mean() > 0.995
 
 
-def test_object_mesh_is_one_closed_surface(urn):
+def test_object_mesh_is_an_urn_and_two_handles_all_closed(urn):
     open3d = load_open3d()
     mesh = open3d.io.read_triangle_mesh(str(urn / "urn_mesh.ply"))
     assert mesh.is_edge_manifold(allow_boundary_edges=False)
     assert mesh.is_vertex_manifold()
     assert mesh.is_orientable()
     clusters = np.asarray(mesh.cluster_connected_triangles()[1])
-    assert len(clusters) == 1
+    assert len(clusters) == 3
     assert mesh.has_vertex_colors()
 
 

@@ -1,21 +1,26 @@
-"""The built-in object: a fluted, painted urn, closed and glazed, seen from a dome of cameras.
+"""The built-in object: a fluted, painted urn with two ring handles, glazed, seen from a dome of cameras.
 
-World coordinates as in the NeRF synthetic scenes: the object fills about [-1, 1]^3, z is up, cameras are 4 away.
+Its bowl is a hollow that no silhouette shows, the handles are thin and have holes, and the cameras see all of it but
+the underside of the foot. World coordinates as in the NeRF synthetic scenes: the object lies within [-1, 1]^3, z is up,
+cameras are 4 away.
 """
 
 import numpy as np
 
-from nfc_splat.scenery import pictures
+from nfc_splat.scenery import pictures, textures
 from nfc_splat.scenery.room import look
 from nfc_splat.scenery.scene import Material, Part, Scenery, sunlight
-from nfc_splat.scenery.shapes import lathe
+from nfc_splat.scenery.shapes import lathe, torus_knot
 
 # (radius, z) from the bottom's centre, up the outside, over the rim and down the inside.
 PROFILE = (
-    (0.0, -1.0), (0.30, -1.0), (0.40, -0.97), (0.38, -0.90), (0.28, -0.82), (0.30, -0.74), (0.52, -0.52), (0.74, -0.20),
-    (0.80, 0.08), (0.70, 0.38), (0.46, 0.60), (0.33, 0.72), (0.34, 0.84), (0.50, 0.97), (0.52, 1.0), (0.47, 0.985),
-    (0.30, 0.84), (0.27, 0.72), (0.38, 0.58), (0.62, 0.34), (0.71, 0.06), (0.62, -0.24), (0.36, -0.56), (0.0, -0.66),
+    (0, -0.82), (0.20, -0.82), (0.25, -0.80), (0.24, -0.75), (0.15, -0.67), (0.14, -0.59), (0.28, -0.46), (0.49, -0.25),
+    (0.61, 0.02), (0.61, 0.21), (0.54, 0.41), (0.49, 0.54), (0.52, 0.67), (0.59, 0.80), (0.61, 0.82), (0.57, 0.81),
+    (0.47, 0.68), (0.43, 0.54), (0.48, 0.39), (0.55, 0.20), (0.54, 0.02), (0.43, -0.21), (0.23, -0.38), (0.0, -0.43),
 )  # fmt: skip
+FLUTES, RIPPLE, TWIST = 10, 0.045, 1.1
+# Of the ring handles: radius, thickness, height of the middle, and how far out the wall is there on average.
+RING, BAR, HEIGHT, WALL = 0.14, 0.03, 0.16, 0.585
 FIELD_OF_VIEW = 0.6911112070083618  # radians across, NeRF synthetic's
 DISTANCE = 4.031128874149275
 
@@ -24,12 +29,25 @@ def build(seed: int = 0) -> Scenery:
     """The urn under a pale sky, a warm sun and a cool fill."""
     rng = np.random.default_rng(seed)
     profile = smooth(np.asarray(PROFILE), 10)
-    mesh = lathe(profile, 192, ripple=0.045, flutes=9, twist=1.1)
+    mesh = lathe(profile, 192, ripple=RIPPLE, flutes=FLUTES, twist=TWIST)
     width, height = mesh.uvs.max(axis=0)
     glaze = Material(pictures.urn_bands(rng, float(width), float(height)), gloss=0.06, shininess=50)
     sun = sunlight(np.array([0.7, -0.5, 0.9]), np.array([2.1, 1.9, 1.62]), 0.12, 16)
     fill = sunlight(np.array([-0.8, 0.5, 0.35]), np.array([0.24, 0.30, 0.38]), 0.3, 16)
-    return Scenery([Part("urn", mesh, glaze)], [sun, fill], sky=np.array([0.38, 0.41, 0.46]), exposure=1.35)
+    parts = [Part("urn", mesh, glaze), *_handles()]
+    return Scenery(parts, [sun, fill], sky=np.array([0.38, 0.41, 0.46]), exposure=1.35)
+
+
+def _handles() -> list[Part]:
+    """Two upright rings, each with one side within the wall."""
+    wound = Material(textures.stripes(["7a2a20", "e6d8b8", "1f3a5c", "c98f3a"], [0.05, 0.03, 0.06, 0.03]), gloss=0.06)
+    out = WALL * (1 + RIPPLE * np.cos(TWIST * HEIGHT)) + RING
+    ring = torus_knot(1, 0, RING, BAR)
+    sides = ((0.0, out), (np.pi, -out))
+    return [
+        Part(f"handle {i}", ring.moved((x, 0.0, HEIGHT), yaw=yaw, pitch=np.pi / 2), wound)
+        for i, (yaw, x) in enumerate(sides)
+    ]
 
 
 def smooth(points: np.ndarray, steps: int) -> np.ndarray:
