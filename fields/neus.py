@@ -1,8 +1,9 @@
 """NeuS (Wang et al. 2021): a surface as the zero set of a signed distance field, learned by volume rendering.
 
 One network gives the distance, its gradient and features of a point, another one the colour; a ray's sections are as
-opaque as the sigmoid of the distance falls within them (`sdf_alpha`). With a hash grid for the points, and an occupancy
-grid that follows the surface, it trains in minutes on a CPU. The base loss is L1.
+opaque as the sigmoid of the distance falls within them (`sdf_alpha`). For two CPU cores there are a hash grid for the
+points, an occupancy grid that follows the surface, and a first stage that finds the shape to start from
+(`shape_from_density`). The base loss is L1.
 
 Differences from both implementations: transmittance is the product of 1 - alpha (there 1 - alpha + 1e-7); the field is
 not contracted outside of its region, where no ray asks for it; nothing is drawn nearer than 0.05 radii.
@@ -24,6 +25,8 @@ from torch import Tensor
 from torch.optim import Adam, Optimizer
 
 from nfc_splat.cameras import Rays
+from nfc_splat.errors import UserError
+from nfc_splat.fields import dvgo
 from nfc_splat.fields.color_head import ColorHead
 from nfc_splat.fields.distance_grid import DistanceGrid
 from nfc_splat.fields.marched import MarchedRecipe, probe_rays
@@ -35,6 +38,7 @@ from nfc_splat.fields.point_cloud_file import write_point_cloud
 from nfc_splat.fields.recipe import Batch, Sampling, SceneGeometry
 from nfc_splat.fields.sdf_alpha import Sharpness, section_alpha
 from nfc_splat.fields.sdf_network import HashFeatures, Octaves, SDFNetwork
+from nfc_splat.fields.shape_from_density import density_config, density_model, density_recipe, find_matter, fit
 from nfc_splat.losses import l1
 from nfc_splat.rendering import Rendering
 from nfc_splat.rendering.hash_encoding import HashLevels
@@ -66,17 +70,18 @@ class Model(MarchedModel):
 
     steps_done: Tensor
 
-    def __init__(self, config: Config, region: Region, behind: str, table: Tensor | None = None) -> None:
-        """behind: "none", "contracted" or "sphere". table: of the hash grid, or None without one."""
+    def __init__(self, config: Config, region: Region, behind: str) -> None:
+        """behind: "none", "contracted" or "sphere"."""
         super().__init__()
         self.config, self.region = config, region
         self.head = ColorHead(config.target_encoding)
         self.encoding = self.head.encoding
-        self.sdf = _sdf_network(config, bool(region.inside_out), table)
-        self.colors = ColorNetwork(config, self.sdf.out_features, self.head.out_features)
+        self.sdf = _sdf_network(config, bool(region.inside_out))
+        self.colors = ColorNetwork(config, self.head.out_features, _hash_grid(config))
         self.sharpness = Sharpness(config.sharpness)
         self.behind = None if behind == "none" else Background(behind, config, self.head.out_features)
         self.grid = DistanceGrid(config.grid) if config.sampler == "occupancy" else None
+        self.shape: dvgo.Model | None = None
         self.register_buffer("steps_done", torch.tensor(0))
         self.advance(0)
 
@@ -86,11 +91,11 @@ class Model(MarchedModel):
         region = choose_region(config, geometry)
         log.info("region: %s", region.described())
         region.warn_of_misses(probe_rays(geometry.cameras.to("cpu")))
-        behind = config.surroundings
-        if behind == "auto":
-            behind = "none" if geometry.has_alpha or region.inside_out else "contracted"
-        table = _levels(config).table() if config.point_encoding == "hash" else None
-        return cls(config, region, behind, table)
+        behind = _surroundings(config, geometry, region)
+        model = cls(config, region, behind)
+        if config.shape_steps:
+            model.shape = density_model(config, geometry, region, bounded=behind == "none")
+        return model
 
     @classmethod
     def from_tensors(cls, config: Config, tensors: Mapping[str, Tensor]) -> Self:
@@ -99,17 +104,34 @@ class Model(MarchedModel):
         region = Region(tensors["region.center"], *facts, config)
         kind = "sphere" if "behind.feature.weight" in tensors else "contracted"
         behind = kind if "behind.density.weight" in tensors else "none"
-        model = cls(config, region, behind, tensors.get("sdf.encoding.table"))
+        model = cls(config, region, behind)
+        shape = {name.removeprefix("shape."): value for name, value in tensors.items() if name.startswith("shape.")}
+        if shape:
+            model.shape = dvgo.Model.from_tensors(density_config(config, behind == "none"), shape)
         model.load_state_dict(dict(tensors))
         model.advance(int(model.steps_done))
         return model
 
+    def begin_surface(self, geometry: SceneGeometry) -> None:
+        """Fit the distances to what the density field has found, which is then forgotten."""
+        matter = find_matter(self.shape.level_set(), self.region, geometry.cameras)
+        share = float(matter.float().mean())
+        self.shape = None
+        if not 0 < share < 1:
+            log.warning(
+                "the density field has found %s; the surface starts as a ball",
+                "nothing" if not share else "no empty space",
+            )
+            return
+        log.info("the density field has found matter in %.2g %% of the region; the surface starts there", 100 * share)
+        fit(self.sdf, matter)
+
     def advance(self, steps: int) -> None:
-        """Note that `steps` training steps are done: the annealing and the levels in use follow."""
+        """Note that `steps` training steps are done, without those of the first stage: the annealing and the levels in
+        use follow."""
         config = self.config
         self.steps_done.fill_(steps)
         self.anneal = min(1.0, steps / config.anneal_steps) if config.anneal_steps else 1.0
-        self.carving = steps < config.carving_steps
         if isinstance(self.sdf.encoding, HashFeatures):
             self.sdf.encoding.active = min(config.levels, config.first_levels + steps // config.level_every)
 
@@ -117,6 +139,8 @@ class Model(MarchedModel):
     def ray_bytes(self) -> int:
         """Memory that drawing a ray may take."""
         config = self.config
+        if self.shape is not None:
+            return self.shape.ray_bytes
         each = BYTES_PER_ACTIVATION * (config.width * config.depth + config.color_width * config.color_depth)
         share = min(1.0, 4 * self.grid.share) if self.grid else 0.0
         count = share * config.march_steps if self.grid else config.coarse_samples + config.fine_samples
@@ -125,6 +149,9 @@ class Model(MarchedModel):
     def march(self, rays: Rays, background: Tensor) -> Rendering:
         """See `MarchedModel.march`. `extras` also has "gradients" [K, 3] and "points" [K, 3], local, of all samples in
         the region, and "marched", how many samples there are."""
+        if self.shape is not None:
+            self.shape.draw_bits, self.shape.draw_normals = self.draw_bits, self.draw_normals
+            return self.shape.march(rays, background)
         if self.grid is not None:
             s = float(self.sharpness().detach())
             samples, threshold = self.region.steps(rays, self.grid.occupied, s, self.training), WEIGHT_THRESHOLD
@@ -145,6 +172,8 @@ class Model(MarchedModel):
 
     def regularizers(self, rendering: Rendering, batch: Batch, step: int) -> dict[str, Tensor]:
         """The eikonal term, and the opacities' cross entropy with the masks where there are any."""
+        if self.shape is not None:
+            return self.shape.regularizers(rendering, batch, step)
         config, extras = self.config, rendering.extras
         gradients = extras["gradients"]
         if config.eikonal_region == "sphere":
@@ -166,7 +195,25 @@ class Model(MarchedModel):
 
     def level_set(self) -> LevelSet:
         """The surface, for mesh extraction."""
+        if self.shape is not None:
+            return self.shape.level_set()
         return LevelSet(lambda points: -self.distance(points), 0.0, self.region.bounds.clone())
+
+    def surface_colors(self, points: Tensor, normals: Tensor) -> Tensor:
+        """Colours [N, 3] seen at points [N, 3] of the surface, looking against its normals [N, 3]."""
+        if self.shape is not None:
+            return self.shape.surface_colors(points, normals)
+        local = self.region.to_local(points)
+        _, features, gradient = self.sdf(local)
+        return self.decoded(local, -normals, gradient, features)
+
+    def decoded(
+        self, points: Tensor, directions: Tensor, gradients: Tensor, features: Tensor, bits: bool = False
+    ) -> Tensor:
+        """Colours [N, 3] in the region; with `bits`, the bits' probabilities behind them."""
+        colors = self.head(self.colors(points, directions, gradients, features), bits=bits)
+        padding = self.config.color_padding if self.encoding is None else 0.0
+        return colors * (1 + 2 * padding) - padding if padding else colors
 
 
 class _Pass:
@@ -221,12 +268,7 @@ class _Pass:
         parts = (self.points, self.directions, self.gradients, self.features)
         if len(rows) < len(self.points):  # rows ascend, so as many as there are is all of them
             parts = tuple(part.index_select(0, rows) for part in parts)
-        if model.carving:
-            points, directions, gradients, features = parts
-            parts = points, torch.zeros_like(directions), torch.zeros_like(gradients), features
-        colors = model.head(model.colors(*parts), bits=model.draw_bits)
-        padding = model.config.color_padding if model.encoding is None else 0.0
-        return colors * (1 + 2 * padding) - padding if padding else colors
+        return model.decoded(*parts, bits=model.draw_bits)
 
     def normals(self, drawn: Rendering) -> Tensor:
         """[R, 3] unit normals, 0 where nothing of the region is hit."""
@@ -236,35 +278,54 @@ class _Pass:
 
 
 class Recipe(MarchedRecipe):
-    """Adam with a warm-up and a cosine; the grid of distances follows the field."""
+    """Adam with a warm-up and a cosine; the grid of distances follows the field.
+
+    Attributes:
+        first: trains the density field of the first stage, if there is one.
+        shaping: whether that is now.
+    """
 
     def __init__(self, config: Config, geometry: SceneGeometry) -> None:
         super().__init__(config, geometry)
+        self.first: dvgo.Recipe | None = None
+        self.shaping = config.shape_steps > 0
+        if self.shaping:
+            region = choose_region(config, geometry)
+            bounded = _surroundings(config, geometry, region) == "none"
+            self.first = density_recipe(config, geometry, region, bounded)
         self.adaptive = config.sampler == "occupancy"
         self.rays = min(FEWEST_RAYS, config.rays) if self.adaptive else config.rays
 
     def sampling(self, step: int) -> Sampling:
         """Pixels of all images or of one; over random colours where images are transparent and nothing is behind."""
+        self.shaping = step <= self.config.shape_steps
+        if self.shaping:
+            return self.first.sampling(step)
         if self.config.batching == "image":
             return Sampling("image_rays", rays=self.rays)
         alone = self.geometry.has_alpha and self.config.surroundings in ("auto", "none")
         return Sampling("shuffled_rays", rays=self.rays, background="random" if alone else "scene")
 
     def photometric(self, rendering: Rendering, batch: Batch) -> Tensor:
-        """The absolute error, its mean over rays and its mean or sum over channels."""
+        """The absolute error, its mean over rays and its mean or sum over channels. In the first stage the density
+        field's own loss."""
+        if self.shaping:
+            return self.first.photometric(rendering, batch)
         error = l1(rendering.color, batch.target, mask=batch.mask)
         return 3 * error if self.config.l1 == "sum" else error
 
     def optimizers(self, model: Model) -> dict[str, Optimizer]:
         """Adam over the fields and, where there is one, over the background; the first update has the learning rate of
         step 0."""
+        if model.shape is not None:
+            return self.first.optimizers(model.shape)
         config, factor = self.config, self.rate(0)
         behind = [] if model.behind is None else list(model.behind.parameters())
-        groups = {"networks": [], "sharpness": [], "table": []}
+        groups = {"networks": [], "sharpness": [], "table": [], "color_table": []}
+        kinds = {"sharpness.v": "sharpness", "sdf.encoding.table": "table", "colors.grid.table": "color_table"}
         for name, parameter in model.named_parameters():
             if not name.startswith("behind."):
-                kind = {"sharpness.v": "sharpness", "sdf.encoding.table": "table"}.get(name, "networks")
-                groups[kind].append(parameter)
+                groups[kinds.get(name, "networks")].append(parameter)
         rates = self.highest_rates
         fields = [{"params": ps, "name": name, "lr": factor * rates[name]} for name, ps in groups.items() if ps]
         shared = {"eps": config.adam_eps, "fused": True}
@@ -278,26 +339,34 @@ class Recipe(MarchedRecipe):
         """Highest learning rate of every group of parameters."""
         config = self.config
         rates = {"networks": config.lr, "background": config.lr}
-        return rates | {"sharpness": config.sharpness_lr, "table": config.table_lr}
+        tables = {"table": config.table_lr, "color_table": config.color_table_lr}
+        return rates | tables | {"sharpness": config.sharpness_lr}
 
     def rate(self, step: int) -> float:
-        """The share of the highest learning rates that applies after `step` steps."""
+        """The share of the highest learning rates that applies after `step` steps, not counting the first stage's."""
         config = self.config
         if step < config.warmup_steps:
             return step / config.warmup_steps
         part = min(1.0, (step - config.warmup_steps) / (config.decay_steps - config.warmup_steps))
         return config.lr_floor + (1 - config.lr_floor) * 0.5 * (1 + math.cos(math.pi * part))
 
+    def after_backward(self, model: Model, step: int) -> None:
+        """The density field's own, in the first stage."""
+        if model.shape is not None:
+            self.first.after_backward(model.shape, step)
+
     def after_step(
         self, model: Model, optimizers: dict[str, Optimizer], rendering: Rendering, step: int
     ) -> dict[str, float]:
         """Set the next step's learning rates, annealing, levels, grid and number of rays."""
+        if model.shape is not None:
+            return self._after_shape_step(model, optimizers, rendering, step)
+        step -= self.config.shape_steps
         config, factor = self.config, self.rate(step)
         model.advance(step)
         for optimizer in optimizers.values():
             for group in optimizer.param_groups:
-                held = model.carving and group["name"] == "sharpness"
-                group["lr"] = 0.0 if held else factor * self.highest_rates[group["name"]]
+                group["lr"] = factor * self.highest_rates[group["name"]]
         figures = {"s": float(model.sharpness().detach())}
         if self.adaptive:
             if step % config.update_every == 0:
@@ -309,11 +378,41 @@ class Recipe(MarchedRecipe):
             self.rays = int(min(max(wanted, FEWEST_RAYS), 2 * self.rays, config.rays))
         return figures
 
+    def _after_shape_step(
+        self, model: Model, optimizers: dict[str, Optimizer], rendering: Rendering, step: int
+    ) -> dict[str, float]:
+        """The density field's own; after its last step, the surface starts from what it found."""
+        try:
+            figures = self.first.after_step(model.shape, optimizers, rendering, step)
+        except UserError as error:
+            asked = f"--shape-steps {self.config.shape_steps}"
+            raise UserError(
+                f"{asked}: the density field failed: {error}; raise --shape-steps, or 0 for none"
+            ) from error
+        if step == self.config.shape_steps:
+            model.begin_surface(self.geometry)
+            optimizers.clear()
+            optimizers.update(self.optimizers(model))
+        return figures
+
     def state_dict(self) -> dict[str, Tensor]:
-        return {"rays": torch.tensor(self.rays)}
+        first = (
+            {} if self.first is None else {f"first.{name}": value for name, value in self.first.state_dict().items()}
+        )
+        return {"rays": torch.tensor(self.rays)} | first
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.rays = int(state["rays"])
+        if self.first is not None:
+            first = {name.removeprefix("first."): value for name, value in state.items() if name.startswith("first.")}
+            self.first.load_state_dict(first)
+
+
+def _surroundings(config: Config, geometry: SceneGeometry, region: Region) -> str:
+    """What is behind the region: "none", "contracted" or "sphere"."""
+    if config.surroundings != "auto":
+        return config.surroundings
+    return "none" if geometry.has_alpha or region.inside_out else "contracted"
 
 
 def _eikonal(gradients: Tensor) -> Tensor:
@@ -321,10 +420,9 @@ def _eikonal(gradients: Tensor) -> Tensor:
     return (gradients.norm(dim=-1) - 1).square().sum() / max(len(gradients), 1)
 
 
-def _sdf_network(config: Config, inside_out: bool, table: Tensor | None) -> SDFNetwork:
-    encoding = Octaves(config.octaves, config.spare_inputs) if table is None else HashFeatures(_levels(config), table)
+def _sdf_network(config: Config, inside_out: bool) -> SDFNetwork:
     return SDFNetwork(
-        encoding,
+        _hash_grid(config) or Octaves(config.octaves, config.spare_inputs),
         width=config.width,
         depth=config.depth,
         features=config.features,
@@ -335,10 +433,12 @@ def _sdf_network(config: Config, inside_out: bool, table: Tensor | None) -> SDFN
     )
 
 
-def _levels(config: Config) -> HashLevels:
-    return HashLevels.between(
-        config.levels, 2, config.log2_table_size, config.base_resolution, config.finest_resolution
-    )
+def _hash_grid(config: Config) -> HashFeatures | None:
+    if config.point_encoding != "hash":
+        return None
+    sizes = config.log2_table_size, config.base_resolution, config.finest_resolution
+    levels = HashLevels.between(config.levels, 2, *sizes)
+    return HashFeatures(levels, levels.table())
 
 
 @torch.no_grad()
@@ -362,10 +462,9 @@ def _surface(model: Model, centers: Tensor) -> tuple[Tensor, Tensor]:
     points = centers[model.sdf.distance(centers).abs() < cell]
     starts = points
     for _ in range(3):
-        distance, features, gradient = model.sdf(points)
+        distance, _, gradient = model.sdf(points)
         points = points - (distance / gradient.square().sum(-1).clamp_min(0.01))[:, None] * gradient
-    distance, features, gradient = model.sdf(points)
+    distance, _, gradient = model.sdf(points)
     here = (distance.abs() < 0.1 * cell) & ((points - starts).abs() <= 0.5 * cell).all(-1)
-    points, features, gradient = points[here], features[here], gradient[here]
-    colors = model.head(model.colors(points, -F.normalize(gradient, dim=-1), gradient, features))
-    return model.region.center + model.region.radius * points, colors
+    world = model.region.center + model.region.radius * points[here]
+    return world, model.surface_colors(world, F.normalize(gradient[here], dim=-1))

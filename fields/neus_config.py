@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from nfc_splat.errors import UserError
 
-STEP_FIELDS = ("warmup_steps", "decay_steps", "anneal_steps", "update_every", "level_every", "carving_steps")
+STEP_FIELDS = ("warmup_steps", "decay_steps", "anneal_steps", "update_every", "level_every", "shape_steps")
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,11 @@ class Config:
     }
 
     steps: int = 100_000
-    """Training steps. The preset's schedule is rescaled to them; what other flags count in steps is taken as given."""
+    """Training steps, those of the first stage among them. The preset's schedule is rescaled to them; what other flags
+    count in steps is taken as given."""
+    shape_steps: int = 0
+    """Steps of a first stage, in which voxel densities (--method dvgo, quick) find the shape from which the surface
+    starts; 0 starts from a ball. Other flags count their steps from its end."""
     target_encoding: Literal["auto", "none", "binary", "gray", "onehot", "thermometer"] = "auto"
     """What the colour network predicts: values ("none") or NFC's code of them. "auto" is "none" for regression and
     "binary" otherwise."""
@@ -48,7 +52,8 @@ class Config:
     """What v starts at, with s = exp(10 v). 0.3 in the original."""
 
     point_encoding: Literal["octaves", "hash"] = "octaves"
-    """What the distance network sees of a point besides the point: sines and cosines, or a hash grid's features."""
+    """What the distance network sees of a point besides the point: sines and cosines, or a hash grid's features. With a
+    hash grid the colour network has another one of the same size."""
     octaves: int = 6
     """Frequencies of the points' sines and cosines."""
     spare_inputs: int = 32
@@ -58,8 +63,7 @@ class Config:
     depth: int = 8
     """Hidden layers of the distance network; from 8 on, the fifth one sees the point again."""
     features: int = 256
-    """Numbers that the distance network hands to the colour network; 0 hands it the encoding of the point, which learns
-    much faster from a hash grid."""
+    """Numbers that the distance network hands to the colour network."""
     color_width: int = 256
     """Width of the colour network."""
     color_depth: int = 4
@@ -67,9 +71,6 @@ class Config:
     view_octaves: int = 4
     """Frequencies of the direction's sines and cosines, for the colour of the surface. Few of them force the surface
     into hollows, whose parallax more of them could paint onto a lid."""
-    carving_steps: int = 0
-    """Steps of a first stage that digs hollows: colours depend on the point alone, so that no lid can be painted with
-    what is seen through it, and s is held, as a sharp lid does not move."""
     color_padding: float = 0.001
     """Colours reach from minus this to 1 plus this, without a target encoding. 0 in the original and in NFC."""
     weight_norm: bool = True
@@ -121,7 +122,9 @@ class Config:
     sharpness_lr: float = 5e-4
     """Highest learning rate of v."""
     table_lr: float = 1e-2
-    """Highest learning rate of the hash grid."""
+    """Highest learning rate of the distances' hash grid."""
+    color_table_lr: float = 1e-2
+    """Highest learning rate of the colours' hash grid."""
     adam_eps: float = 1e-15
     """Adam's epsilon. 1e-8 in the original."""
     warmup_steps: int = 5000
@@ -155,7 +158,7 @@ class Config:
         at_least_one += ("samples", "update_every", "level_every", "decay_steps")
         for name in at_least_one:
             _require(self, name, getattr(self, name) >= 1, "1 or more")
-        for name in ("region_scale", "lr", "sharpness_lr", "table_lr"):
+        for name in ("region_scale", "lr", "sharpness_lr", "table_lr", "color_table_lr"):
             _require(self, name, getattr(self, name) > 0, "above 0")
         _require(self, "sharpness", abs(self.sharpness) <= 1.3, "-1.3 to 1.3")
         _require(self, "bias", 0 < self.bias <= 2, "above 0, at most 2")
@@ -216,10 +219,11 @@ def _original() -> Config:
 def _quick() -> Config:
     """Minutes on two CPU cores, for images of about 200 to 400 pixels."""
     return Config(
-        steps=6000,
+        steps=7000,
+        shape_steps=2000,
         surroundings="auto",
         bias=0.6,
-        sharpness=0.3,
+        sharpness=0.5,
         point_encoding="hash",
         spare_inputs=0,
         width=64,
@@ -236,8 +240,7 @@ def _quick() -> Config:
         levels=8,
         log2_table_size=17,
         finest_resolution=256,
-        first_levels=4,
-        level_every=200,
+        first_levels=8,
         rays=4096,
         sampler="occupancy",
         section_point="middle",
@@ -245,10 +248,11 @@ def _quick() -> Config:
         grid=96,
         update_every=32,
         samples=2**14,
-        lr=5e-3,
+        lr=2e-3,
         sharpness_lr=3e-4,
+        table_lr=2e-3,
         warmup_steps=100,
-        decay_steps=6000,
+        decay_steps=5000,
         anneal_steps=1000,
         eikonal_points=1024,
     )

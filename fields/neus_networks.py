@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nfc_splat.fields.encodings import Positional
 from nfc_splat.fields.mlp import MLP
 from nfc_splat.fields.neus_config import Config
-from nfc_splat.fields.sdf_network import NormalizedLinear
+from nfc_splat.fields.sdf_network import HashFeatures, NormalizedLinear
 from nfc_splat.rendering.march import alpha_from_density
 from nfc_splat.rendering.occupancy import contract
 
@@ -21,14 +21,17 @@ HEAD_WIDTH = 128
 
 
 class ColorNetwork(nn.Module):
-    """Colour logits from point, direction, gradient and features (NeuS, section 3.1; IDR's renderer)."""
+    """Colour logits from point, direction, gradient and features (NeuS, section 3.1; IDR's renderer), and from a hash
+    grid of its own, so that painting does not move the surface."""
 
-    def __init__(self, config: Config, features: int, outputs: int) -> None:
-        """features: F. outputs: O."""
+    def __init__(self, config: Config, outputs: int, grid: HashFeatures | None) -> None:
+        """outputs: O."""
         super().__init__()
+        self.grid = grid
         self.views = Positional(3, config.view_octaves)
         self.spare = config.spare_inputs
-        inputs = 6 + self.views.out_dim + features + self.spare
+        inputs = 6 + self.views.out_dim + config.features + self.spare
+        inputs += 0 if grid is None else grid.out_dim - 3
         self.mlp = MLP(inputs, outputs, config.color_width, config.color_depth)
         if config.variant == "sdfstudio":
             for layer in self.mlp.layers:
@@ -43,7 +46,10 @@ class ColorNetwork(nn.Module):
 
     def forward(self, points: Tensor, directions: Tensor, gradients: Tensor, features: Tensor) -> Tensor:
         """[N, 3] local points, [N, 3] unit directions, [N, 3] gradients (not normalised), [N, F] -> [N, O]."""
-        x = F.pad(torch.cat([points, self.views(directions), gradients, features], 1), (0, self.spare))
+        parts = [points, self.views(directions), gradients, features]
+        if self.grid is not None:
+            parts.append(self.grid(points)[:, 3:])
+        x = F.pad(torch.cat(parts, 1), (0, self.spare))
         if self.mlp is not None:
             return self.mlp(x)
         for layer in self.layers[:-1]:

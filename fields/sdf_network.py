@@ -170,14 +170,13 @@ class SDFNetwork(nn.Module):
         weight_norm: bool = True,
     ) -> None:
         """Args:
-        features: F; 0 hands on the encoded points themselves, but for the points.
+        features: F.
         bias: radius of the sphere that the network starts as, about.
         inside_out: positive inside of the sphere: for rooms.
         weight_norm: train length and direction of the layers' rows apart.
         """
         super().__init__()
-        self.encoding, self.skip, self.hands_on_encoding = encoding, skip, features == 0
-        self.out_features = features or encoding.out_dim - 3
+        self.encoding, self.skip, self.out_features = encoding, skip, features
         inputs = [encoding.out_dim] + [width] * depth
         outputs = [width] * depth + [1 + features]
         if skip is not None:
@@ -198,8 +197,7 @@ class SDFNetwork(nn.Module):
             if index < len(weights) - 1:
                 h, slope = _Softplus.apply(h)
                 slopes.append(slope)
-        features = encoded[:, 3:] if self.hands_on_encoding else h[:, 1:]
-        return h[:, 0], features, pullback(self._sweep(weights, slopes))
+        return h[:, 0], h[:, 1:], pullback(self._sweep(weights, slopes))
 
     def _sweep(self, weights: list[Tensor], slopes: list[Tensor]) -> Tensor:
         """[N, E] gradient of the distance by the encoded points."""

@@ -19,6 +19,7 @@ from nfc_splat.rendering.samples import flat_rays
 
 SMALL = {
     "steps": 60,
+    "shape_steps": 0,
     "target_encoding": "none",
     "width": 32,
     "depth": 2,
@@ -196,20 +197,6 @@ def test_the_first_update_changes_nothing_and_groups_are_the_published_ones():
     recipe.after_step(model, optimizers, drawn, 1)
     assert {group["lr"] for o in optimizers.values() for group in o.param_groups} == {5e-4 / 5}
     assert (model.anneal, int(model.steps_done)) == (1 / 20, 1)
-
-
-def test_s_is_held_while_hollows_are_dug():
-    config = small("quick", depth=1, carving_steps=20, sharpness_lr=1e-3, table_lr=0.02)
-    model, recipe = build(config), Recipe(config, geometry())
-    optimizers = recipe.optimizers(model)
-    drawn = model.march(rays(), WHITE)
-
-    def rates(step):
-        recipe.after_step(model, optimizers, drawn, step)
-        return {group["name"]: group["lr"] / recipe.rate(step) for group in optimizers["fields"].param_groups}
-
-    assert rates(19) == pytest.approx({"networks": 5e-3, "sharpness": 0.0, "table": 0.02})
-    assert rates(20) == pytest.approx({"networks": 5e-3, "sharpness": 1e-3, "table": 0.02})
 
 
 # ----------------------------------------------------------------------------------------------- region and samples
@@ -490,25 +477,6 @@ def test_evaluation_is_annealed_to_the_end_and_training_is_not():
     assert levels.sdf.encoding.active == 4
 
 
-def test_colours_see_no_directions_while_hollows_are_dug():
-    model = build(small("quick", depth=1, carving_steps=5)).eval()
-    model.grid.update(model.sdf.distance, 0.3)
-    asked = rays(400)
-
-    def colors():
-        with torch.no_grad():
-            return model.march(asked, WHITE).color
-
-    model.advance(4)
-    before = colors()
-    with torch.no_grad():
-        model.colors.mlp.layers[0].weight[:, 3:9] += 1.0  # the direction's and the gradient's
-    assert torch.equal(colors(), before)
-    model.advance(5)
-    assert not torch.allclose(colors(), before, atol=1e-3)
-    assert Model.from_tensors(model.config, model.state_dict()).carving is False
-
-
 # ----------------------------------------------------------------------------------------------------------- losses
 
 
@@ -585,8 +553,26 @@ def test_the_background_network_sees_bounded_points():
 
 def test_the_colour_network_starts_as_its_variant_does():
     torch.manual_seed(0)
-    ours, theirs = (ColorNetwork(preset("paper", variant=name), 256, 3) for name in ("sdfstudio", "original"))
+    ours, theirs = (ColorNetwork(preset("paper", variant=name), 3, None) for name in ("sdfstudio", "original"))
     assert all((layer.bias == 0).all() for layer in ours.layers)
     assert ours.layers[1].weight.abs().max().item() == pytest.approx(math.sqrt(6 / 256), rel=0.01)
     assert theirs.layers[1].weight.abs().max().item() == pytest.approx(math.sqrt(1 / 256), rel=0.01)
     assert (theirs.layers[1].bias != 0).all()
+
+
+def test_colours_have_a_hash_grid_of_their_own():
+    """Painting leaves the surface where it is: no parameter of the colours is one of the distances'."""
+    model = build(small("quick", depth=1))
+    drawn = model.march(rays(), WHITE)
+    drawn.color.sum().backward()
+    assert model.colors.grid.table.grad.abs().sum() > 0
+    points = torch.rand(50, 3) - 0.5
+    before = model.sdf.distance(points)
+    with torch.no_grad():
+        model.colors.grid.table += 1.0
+    assert torch.equal(model.sdf.distance(points), before)
+    assert not torch.allclose(model.march(rays(), WHITE).color, drawn.color, atol=1e-3)
+    config = small("quick", depth=1, table_lr=0.002, color_table_lr=0.03)
+    groups = {group["name"]: group for group in Recipe(config, geometry()).optimizers(model)["fields"].param_groups}
+    assert [p is model.colors.grid.table for p in groups["color_table"]["params"]] == [True]
+    assert Recipe(config, geometry()).highest_rates["color_table"] == 0.03

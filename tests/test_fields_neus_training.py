@@ -7,19 +7,17 @@ import logging
 import numpy as np
 import pytest
 import torch
+from interrupted_runs import assert_same, crash_at, newest
 from ngp_scenes import RADIUS, write_ball
 from test_fields_neus import SMALL, build, small
 
 from nfc_splat.fields.neus import Recipe, export
 from nfc_splat.train import train
-from nfc_splat.training.checkpoint import newest_checkpoint
 from nfc_splat.training.config import CheckpointConfig, default_config, resolve
 from nfc_splat.training.load import load_run
-from nfc_splat.training.trainer import Trainer
 
 LONGER = {"steps": 160, "decay_steps": 160, "anneal_steps": 40, "warmup_steps": 10, "level_every": 30, "grid": 24}
 FASTER = {
-    "carving_steps": 8,
     "sharpness_lr": 2e-3,
     "depth": 1,
     "bias": 0.4,
@@ -67,7 +65,6 @@ def test_a_ball_is_learned(configure, loss):
 def test_the_published_networks_learn_too(configure):
     wider = {"sharpness": 0.3, "lr": 1e-3, "sharpness_lr": 1e-3, "width": 48, "rays": 128, "warmup_steps": 5}
     changes = LONGER | wider | {"steps": 200, "surroundings": "none", "octaves": 2, "depth": 2}
-    changes |= {"carving_steps": 0}
     config = configure(model=changes, preset="paper")
     assert train(config) == 0
     assert json.loads((config.out / "eval/summary.json").read_text())["psnr"] > 17
@@ -84,23 +81,9 @@ def test_a_resumed_run_is_the_same_run(configure, tmp_path, monkeypatch, crash):
         for name in ("straight", "broken")
     )
     train(straight)
-    take = Trainer.step
-
-    def crash_before(self):
-        if self.state.step + 1 == crash:
-            raise KeyboardInterrupt
-        return take(self)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "step", crash_before)
-        with pytest.raises(KeyboardInterrupt):
-            train(broken)
-    torch.rand(17)
+    crash_at(monkeypatch, crash, broken)
     train(dataclasses.replace(broken, resume=str(broken.out)))
-    one, two = (newest_checkpoint(run.out / "checkpoints") for run in (straight, broken))
-    assert one.tensors.keys() == two.tensors.keys()
-    assert all(torch.equal(value, two.tensors[name]) for name, value in one.tensors.items())
-    assert one.header.optimizers == two.header.optimizers
+    assert_same(newest(straight.out), newest(broken.out))
 
 
 def test_opaque_scenes_have_a_background(configure, tmp_path):
@@ -108,7 +91,7 @@ def test_opaque_scenes_have_a_background(configure, tmp_path):
     assert train(config) == 0
     model = load_run(config.out).model
     assert model.behind.kind == "contracted"
-    moments = newest_checkpoint(config.out / "checkpoints").tensors
+    moments = newest(config.out).tensors
     assert any(name.startswith("optimizer") and "background" in name for name in moments)
 
 

@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from interrupted_runs import assert_same, crash_at, newest
 from ngp_scenes import COLOR, DISTANCE, RADIUS, cameras, geometry, write_ball
 
 from nfc_splat.errors import UserError
@@ -17,10 +18,8 @@ from nfc_splat.fields.ngp_space import FARTHEST, Space, choose_space
 from nfc_splat.fields.occupancy_grid import OccupancyGrid
 from nfc_splat.rendering.samples import flat_rays
 from nfc_splat.train import train
-from nfc_splat.training.checkpoint import newest_checkpoint
 from nfc_splat.training.config import CheckpointConfig, default_config, resolve
 from nfc_splat.training.load import load_run
-from nfc_splat.training.trainer import Trainer
 
 SMALL = Config(
     steps=60,
@@ -462,23 +461,9 @@ def test_a_resumed_run_is_the_same_run(configure, tmp_path, monkeypatch, crash):
         for name in ("straight", "broken")
     )
     train(straight)
-    take = Trainer.step
-
-    def crash_before(self):
-        if self.state.step + 1 == crash:
-            raise KeyboardInterrupt
-        return take(self)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "step", crash_before)
-        with pytest.raises(KeyboardInterrupt):
-            train(broken)
-    torch.rand(17)
+    crash_at(monkeypatch, crash, broken)
     train(dataclasses.replace(broken, resume=str(broken.out)))
-    one, two = (newest_checkpoint(run.out / "checkpoints") for run in (straight, broken))
-    assert one.tensors.keys() == two.tensors.keys()
-    assert all(torch.equal(value, two.tensors[name]) for name, value in one.tensors.items())
-    assert one.header.optimizers == two.header.optimizers
+    assert_same(newest(straight.out), newest(broken.out))
 
 
 def test_a_ball_is_learned_in_contracted_space(configure):

@@ -126,13 +126,6 @@ def plain_distance(network, x):
     return h[:, 0]
 
 
-def test_without_features_the_encoding_is_handed_on():
-    network = small("hash", torch.float32, features=0)
-    assert network.out_features == 8
-    assert network.layers[-1].weight.shape == (1, 32)
-    torch.testing.assert_close(network(points())[1], network.encoding(points())[:, 3:])
-
-
 def test_gradcheck():
     network = small(width=8, depth=2, skip=None)
     names, values = zip(*((name, p.detach().requires_grad_()) for name, p in network.named_parameters()), strict=True)
