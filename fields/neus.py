@@ -51,6 +51,7 @@ FEWEST_RAYS = 64
 EIKONAL_RADIUS = 1.2
 WEIGHT_THRESHOLD = 1e-4  # of a sample's share of its pixel, below which its colour is left out, with even steps
 REACH = 5.0  # over s: beyond this distance the sigmoid is within e^-5 of its end
+FOUND_SHARPNESS = 0.5  # v, at least, of a surface that starts from a shape
 ROWS_AT_ONCE = 2**16
 EXPORT_CELLS = 160  # along an axis, for the point cloud
 BYTES_PER_ACTIVATION = 12  # of drawing a sample: value, slope and a temporary
@@ -93,8 +94,8 @@ class Model(MarchedModel):
         region.warn_of_misses(probe_rays(geometry.cameras.to("cpu")))
         behind = _surroundings(config, geometry, region)
         model = cls(config, region, behind)
-        if config.shape_steps:
-            model.shape = density_model(config, geometry, region, bounded=behind == "none")
+        if _first_steps(config, behind):
+            model.shape = density_model(config, geometry, region)
         return model
 
     @classmethod
@@ -107,7 +108,7 @@ class Model(MarchedModel):
         model = cls(config, region, behind)
         shape = {name.removeprefix("shape."): value for name, value in tensors.items() if name.startswith("shape.")}
         if shape:
-            model.shape = dvgo.Model.from_tensors(density_config(config, behind == "none"), shape)
+            model.shape = dvgo.Model.from_tensors(density_config(config), shape)
         model.load_state_dict(dict(tensors))
         model.advance(int(model.steps_done))
         return model
@@ -125,6 +126,8 @@ class Model(MarchedModel):
             return
         log.info("the density field has found matter in %.2g %% of the region; the surface starts there", 100 * share)
         fit(self.sdf, matter)
+        with torch.no_grad():  # less blurred than a ball needs to be: thin walls stay opaque
+            self.sharpness.v.clamp_(min=FOUND_SHARPNESS)
 
     def advance(self, steps: int) -> None:
         """Note that `steps` training steps are done, without those of the first stage: the annealing and the levels in
@@ -282,23 +285,24 @@ class Recipe(MarchedRecipe):
 
     Attributes:
         first: trains the density field of the first stage, if there is one.
+        first_steps: how many steps that takes.
         shaping: whether that is now.
     """
 
     def __init__(self, config: Config, geometry: SceneGeometry) -> None:
         super().__init__(config, geometry)
         self.first: dvgo.Recipe | None = None
-        self.shaping = config.shape_steps > 0
+        region = choose_region(config, geometry)
+        self.first_steps = _first_steps(config, _surroundings(config, geometry, region))
+        self.shaping = self.first_steps > 0
         if self.shaping:
-            region = choose_region(config, geometry)
-            bounded = _surroundings(config, geometry, region) == "none"
-            self.first = density_recipe(config, geometry, region, bounded)
+            self.first = density_recipe(config, geometry, region)
         self.adaptive = config.sampler == "occupancy"
         self.rays = min(FEWEST_RAYS, config.rays) if self.adaptive else config.rays
 
     def sampling(self, step: int) -> Sampling:
         """Pixels of all images or of one; over random colours where images are transparent and nothing is behind."""
-        self.shaping = step <= self.config.shape_steps
+        self.shaping = step <= self.first_steps
         if self.shaping:
             return self.first.sampling(step)
         if self.config.batching == "image":
@@ -361,7 +365,7 @@ class Recipe(MarchedRecipe):
         """Set the next step's learning rates, annealing, levels, grid and number of rays."""
         if model.shape is not None:
             return self._after_shape_step(model, optimizers, rendering, step)
-        step -= self.config.shape_steps
+        step -= self.first_steps
         config, factor = self.config, self.rate(step)
         model.advance(step)
         for optimizer in optimizers.values():
@@ -384,25 +388,26 @@ class Recipe(MarchedRecipe):
         """The density field's own; after its last step, the surface starts from what it found."""
         try:
             figures = self.first.after_step(model.shape, optimizers, rendering, step)
-        except UserError as error:
-            asked = f"--shape-steps {self.config.shape_steps}"
-            raise UserError(
-                f"{asked}: the density field failed: {error}; raise --shape-steps, or 0 for none"
-            ) from error
-        if step == self.config.shape_steps:
+            if step < self.first_steps:
+                return figures
             model.begin_surface(self.geometry)
-            optimizers.clear()
-            optimizers.update(self.optimizers(model))
+        except UserError as error:
+            reason = str(error).partition(";")[0]  # what follows is advice on dvgo's own flags
+            log.warning("step %d: the first stage ends early, the surface starts as a ball: %s", step, reason)
+            figures, model.shape = {}, None
+        self.first_steps = step
+        optimizers.clear()
+        optimizers.update(self.optimizers(model))
         return figures
 
     def state_dict(self) -> dict[str, Tensor]:
         first = (
             {} if self.first is None else {f"first.{name}": value for name, value in self.first.state_dict().items()}
         )
-        return {"rays": torch.tensor(self.rays)} | first
+        return {"rays": torch.tensor(self.rays), "first_steps": torch.tensor(self.first_steps)} | first
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.rays = int(state["rays"])
+        self.rays, self.first_steps = int(state["rays"]), int(state["first_steps"])
         if self.first is not None:
             first = {name.removeprefix("first."): value for name, value in state.items() if name.startswith("first.")}
             self.first.load_state_dict(first)
@@ -413,6 +418,11 @@ def _surroundings(config: Config, geometry: SceneGeometry, region: Region) -> st
     if config.surroundings != "auto":
         return config.surroundings
     return "none" if geometry.has_alpha or region.inside_out else "contracted"
+
+
+def _first_steps(config: Config, behind: str) -> int:
+    """Steps of the first stage, which scenes with something behind the region have not."""
+    return config.shape_steps if behind == "none" else 0
 
 
 def _eikonal(gradients: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ class Config:
     count in steps is taken as given."""
     shape_steps: int = 0
     """Steps of a first stage, in which voxel densities (--method dvgo, quick) find the shape from which the surface
-    starts; 0 starts from a ball. Other flags count their steps from its end."""
+    starts; 0 starts from a ball, and so do scenes with surroundings. Other flags count their steps from its end."""
     target_encoding: Literal["auto", "none", "binary", "gray", "onehot", "thermometer"] = "auto"
     """What the colour network predicts: values ("none") or NFC's code of them. "auto" is "none" for regression and
     "binary" otherwise."""
@@ -158,6 +158,7 @@ class Config:
         at_least_one += ("samples", "update_every", "level_every", "decay_steps")
         for name in at_least_one:
             _require(self, name, getattr(self, name) >= 1, "1 or more")
+        _require(self, "shape_steps", self.shape_steps < self.steps, f"less than --steps {self.steps}")
         for name in ("region_scale", "lr", "sharpness_lr", "table_lr", "color_table_lr"):
             _require(self, name, getattr(self, name) > 0, "above 0")
         _require(self, "sharpness", abs(self.sharpness) <= 1.3, "-1.3 to 1.3")
@@ -186,6 +187,7 @@ class Config:
         """The same schedule stretched or squeezed to `steps`: every field counted in steps is rescaled."""
         factor = steps / self.steps
         scaled = {name: max(1, round(getattr(self, name) * factor)) for name in STEP_FIELDS if getattr(self, name)}
+        scaled["shape_steps"] = min(scaled.get("shape_steps", 0), steps - 1)
         scaled["decay_steps"] = max(scaled["decay_steps"], scaled["warmup_steps"] + 1)
         return replace(self, steps=steps, **scaled)
 
@@ -219,11 +221,11 @@ def _original() -> Config:
 def _quick() -> Config:
     """Minutes on two CPU cores, for images of about 200 to 400 pixels."""
     return Config(
-        steps=7000,
-        shape_steps=2000,
+        steps=7500,
+        shape_steps=3000,
         surroundings="auto",
         bias=0.6,
-        sharpness=0.5,
+        sharpness=0.3,
         point_encoding="hash",
         spare_inputs=0,
         width=64,
@@ -252,7 +254,7 @@ def _quick() -> Config:
         sharpness_lr=3e-4,
         table_lr=2e-3,
         warmup_steps=100,
-        decay_steps=5000,
+        decay_steps=4500,
         anneal_steps=1000,
         eikonal_points=1024,
     )

@@ -22,7 +22,7 @@ HEAD_WIDTH = 128
 
 class ColorNetwork(nn.Module):
     """Colour logits from point, direction, gradient and features (NeuS, section 3.1; IDR's renderer), and from a hash
-    grid of its own, so that painting does not move the surface."""
+    grid of its own, so that learning to paint moves the surface less."""
 
     def __init__(self, config: Config, outputs: int, grid: HashFeatures | None) -> None:
         """outputs: O."""

@@ -1,10 +1,12 @@
 """How NeuS's quick preset begins: voxel densities find the shape, and the distance network is fitted to it.
 
-A surface that starts as a ball and is drawn with a hash grid does not dig hollows: before it has moved, what is seen
+A surface that starts as a ball and is drawn with a hash grid hardly digs hollows: before it has moved, what is seen
 through an opening is painted onto a lid. A density is a thin fog at first, in which every depth of a ray is tried at
-once, and voxels, coarse ones first, dig best (the hash grid of `ngp` leaves most of a hollow full). So the first steps
-train `dvgo`; what no camera looks through then is matter; and the signed distance is fitted to that, by the cross
-entropy of Phi(-f) with matter and the eikonal term.
+once. So the first steps train `dvgo`; what no camera looks through then is matter; and the signed distance is fitted to
+that, by the cross entropy of Phi(-f) with matter and the eikonal term. On the built-in urn's bowl, 3000 steps of voxels
+leave 0.1 % of the hollow opaque, and 1000 steps of `ngp`, with the hash grid, 22 %.
+
+For scenes with nothing behind the region alone: voxels without end would be laid out about the cameras.
 
 Symbols: G lattice points along an axis, N points. Lengths are in radii of the region.
 """
@@ -17,6 +19,7 @@ from torch import Tensor
 from torch.optim import Adam
 
 from nfc_splat.cameras import Cameras
+from nfc_splat.errors import UserError
 from nfc_splat.fields import dvgo
 from nfc_splat.fields.neus_config import Config
 from nfc_splat.fields.neus_region import Region
@@ -27,9 +30,11 @@ from nfc_splat.rendering.samplers import box_steps
 from nfc_splat.rendering.samples import flat_rays
 
 COARSE_STEPS = 400
+ADAM_EPS = 1e-15
 LATTICE = 128
-MOST_VIEWS, MOST_PIXELS = 64, 256  # drawn to see what is empty, and along their longer side
-VOTES = 2
+SPECK = 5.5  # opaque cells with fewer opaque ones about them, themselves included, are noise
+MOST_VIEWS, MOST_PIXELS = 100, 256  # drawn to see what is empty, and along their longer side
+VOTES = 2  # or as many as there are views
 FIT_STEPS, FIT_POINTS = 400, 2**13
 FIT_SHARPNESS = 128.0  # s of the fit: Phi goes from 0.02 to 0.98 within 4 lattice steps
 FIT_EIKONAL = 0.3
@@ -37,29 +42,34 @@ SPREAD = 2.0  # lattice steps about the surface, within which half of the points
 ROWS_AT_ONCE = 2**16
 
 
-def density_config(config: Config, bounded: bool) -> dvgo.Config:
-    """The settings of the density field: dvgo's quick preset. Its coarse stage finds nothing in fewer steps.
+def density_config(config: Config) -> dvgo.Config:
+    """The settings of the density field: dvgo's quick preset, with a coarse stage that stays long enough, and an
+    epsilon that does not hold back the gradients of small voxels."""
+    settings = dvgo.preset("quick", bounded="yes", steps=config.shape_steps)
+    coarse = min(COARSE_STEPS, config.shape_steps // 2)
+    return replace(settings, target_encoding=config.target_encoding, coarse_steps=coarse, adam_eps=ADAM_EPS)
 
-    bounded: whether there is nothing behind the region.
+
+def density_model(config: Config, geometry: SceneGeometry, region: Region) -> dvgo.Model:
+    """The untrained density field, over the region.
+
+    Raises:
+        UserError: the cameras see too little of the region.
     """
-    settings = dvgo.preset("quick", bounded="yes" if bounded else "no", steps=config.shape_steps)
-    coarse = min(COARSE_STEPS, config.shape_steps // 2) if bounded else 0
-    return replace(settings, target_encoding=config.target_encoding, coarse_steps=coarse)
+    try:
+        return dvgo.Model.initialise(density_config(config), _within(geometry, region))
+    except UserError as error:
+        raise UserError(f"the first stage cannot begin: {error}; or give --shape-steps 0, without it") from error
 
 
-def density_model(config: Config, geometry: SceneGeometry, region: Region, bounded: bool) -> dvgo.Model:
-    """The untrained density field."""
-    return dvgo.Model.initialise(density_config(config, bounded), _within(geometry, region))
-
-
-def density_recipe(config: Config, geometry: SceneGeometry, region: Region, bounded: bool) -> dvgo.Recipe:
+def density_recipe(config: Config, geometry: SceneGeometry, region: Region) -> dvgo.Recipe:
     """Trains it."""
-    return dvgo.Recipe(density_config(config, bounded), _within(geometry, region))
+    return dvgo.Recipe(density_config(config), _within(geometry, region))
 
 
 def _within(geometry: SceneGeometry, region: Region) -> SceneGeometry:
-    """The same scene, with the region as all that its files state."""
-    return replace(geometry, bounds=region.bounds, near_far=None)
+    """The same scene with the region as its bounds."""
+    return replace(geometry, bounds=region.bounds.to(geometry.cameras.viewmats.device), near_far=None)
 
 
 @torch.no_grad()
@@ -67,14 +77,16 @@ def find_matter(surface: LevelSet, region: Region, cameras: Cameras) -> Tensor:
     """[G, G, G] bool over the region's cube: all but what is seen to be empty.
 
     A place is empty if `VOTES` cameras see it with nothing opaque before it. So is, around an object, what no camera
-    has in view. Where nothing is opaque, nothing is matter.
+    has in view. Specks are not opaque. Where nothing is opaque, nothing is matter.
     """
     points = region.center + region.radius * _lattice(LATTICE, region.center.device)
     values = torch.cat([surface.values(part) for part in points.split(ROWS_AT_ONCE)])
     low, high = surface.bounds
     opaque = (values > surface.level) & ((points >= low) & (points <= high)).all(1)
+    opaque &= _company(opaque.view(LATTICE, LATTICE, LATTICE)).view(-1) >= SPECK
     if not opaque.any():
         return opaque.view(LATTICE, LATTICE, LATTICE)
+    cameras = replace(cameras, model="pinhole", distortion=None)  # lenses fold what is far outside back into the image
     votes = torch.zeros(len(points), dtype=torch.uint8, device=points.device)
     in_view = torch.full_like(opaque, bool(region.inside_out))
     chosen = torch.linspace(0, len(cameras) - 1, min(MOST_VIEWS, len(cameras)), dtype=torch.float64).round().long()
@@ -90,7 +102,7 @@ def find_matter(surface: LevelSet, region: Region, cameras: Cameras) -> Tensor:
             free = depth < nearest[y.clamp(0, len(nearest) - 1), x.clamp(0, nearest.shape[1] - 1)]
             votes[part] += seen & free
             in_view[part] |= seen
-    return ((opaque | (votes < VOTES)) & in_view).view(LATTICE, LATTICE, LATTICE)
+    return ((opaque | (votes < min(VOTES, len(cameras)))) & in_view).view(LATTICE, LATTICE, LATTICE)
 
 
 def _nearest(camera: Cameras, opaque: Tensor, region: Region) -> Tensor:
@@ -102,6 +114,11 @@ def _nearest(camera: Cameras, opaque: Tensor, region: Region) -> Tensor:
     depth = torch.full((height * width,), torch.inf, device=opaque.device)
     depth[hit] = samples.t[samples.offsets[:-1][hit]]
     return -F.max_pool2d(-depth.view(1, 1, height, width), 3, stride=1, padding=1)[0, 0]
+
+
+def _company(cells: Tensor) -> Tensor:
+    """[G, G, G] how many of a cell's 27 neighbours, itself included, are set."""
+    return F.avg_pool3d(cells[None].float(), 3, stride=1, padding=1)[0] * 27
 
 
 def fit(network: SDFNetwork, matter: Tensor) -> None:

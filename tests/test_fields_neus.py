@@ -561,7 +561,7 @@ def test_the_colour_network_starts_as_its_variant_does():
 
 
 def test_colours_have_a_hash_grid_of_their_own():
-    """Painting leaves the surface where it is: no parameter of the colours is one of the distances'."""
+    """No parameter of the colours is one of the distances'."""
     model = build(small("quick", depth=1))
     drawn = model.march(rays(), WHITE)
     drawn.color.sum().backward()

@@ -16,6 +16,7 @@ from test_fields_neus import SMALL, build, small
 
 from nfc_splat.errors import UserError
 from nfc_splat.fields import dvgo, neus, shape_from_density
+from nfc_splat.fields.neus import Recipe
 from nfc_splat.fields.neus_config import preset
 from nfc_splat.fields.neus_region import Region
 from nfc_splat.fields.sdf_network import HashFeatures, SDFNetwork
@@ -57,7 +58,7 @@ def middles():
     return torch.cartesian_prod(axis, axis, axis).view(LATTICE, LATTICE, LATTICE, 3)
 
 
-def cameras_at(distance, count=60):
+def cameras_at(distance, count=30):
     """All around the region's middle, `distance` local units away and looking at it."""
     return cameras_around(count, RADIUS * distance, CENTER.tolist())
 
@@ -71,14 +72,14 @@ def test_what_no_camera_looks_through_is_matter():
     )
     assert closed[length < 0.6].all()
     assert closed[length > 0.6 + 3 * CELL].float().mean() < 1e-3
-    assert not open_[(across < 0.2) & (length < 0.3)].any()
+    assert open_[(across < 0.2) & (length < 0.3)].float().mean() < 0.05
     assert open_[(length > 0.5) & (length < 0.6) & (middles()[..., 2] < 0)].all()
     assert open_.sum() < 0.7 * closed.sum()
 
 
 def test_a_hole_that_one_camera_sees_through_is_not_believed():
     """A straight bore, as noise makes them, leaves a shell solid."""
-    middle, first = middles(), cameras_at(3, 60)
+    middle, first = middles(), cameras_at(3)
     towards = torch.nn.functional.normalize(torch.linalg.inv(first.viewmats[7])[:3, 3] - CENTER, dim=0)
 
     def bored(points):
@@ -131,8 +132,7 @@ def configured(scene, out, **changes):
 def _toy():
     """Voxels that are trained in seconds."""
 
-    def density_config(config, bounded):
-        assert bounded
+    def density_config(config):
         return toy_config(
             bounded="yes", steps=config.shape_steps, coarse_steps=100, lr_density=1.0, tv_dense_until=100,
             target_encoding=config.target_encoding,
@@ -200,22 +200,41 @@ def test_what_the_first_stage_draws_is_the_density_fields(whole_run):
 
 
 def test_voxels_are_those_of_the_quick_preset():
-    """Before this module's toy: published by dvgo's quick preset, with a coarse stage that is long enough."""
-    found = DENSITY_CONFIG(preset("quick", target_encoding="binary"), bounded=True)
-    assert (found.steps, found.coarse_steps, found.target_encoding, found.bounded) == (2000, 400, "binary", "yes")
+    """Apart from this module's toy: the coarse stage is dvgo quick's 400 steps, or half of a shorter first stage."""
+    found = DENSITY_CONFIG(preset("quick", target_encoding="binary"))
+    assert (found.steps, found.coarse_steps, found.target_encoding, found.bounded) == (3000, 400, "binary", "yes")
     assert found.coarse_voxels == dvgo.preset("quick").coarse_voxels
-    assert DENSITY_CONFIG(preset("quick", shape_steps=100), bounded=True).coarse_steps == 50
-    assert DENSITY_CONFIG(preset("quick"), bounded=False).bounded == "no"
+    assert DENSITY_CONFIG(preset("quick", shape_steps=100)).coarse_steps == 50
 
 
-def test_a_first_stage_that_finds_nothing_says_what_to_change(scene, tmp_path, monkeypatch):
-    config = configured(scene, tmp_path / "run")
+def test_a_first_stage_that_finds_nothing_leaves_a_ball_and_the_run_resumes(scene, tmp_path, monkeypatch, caplog):
+    """At the end of the coarse stage, step 100, of 200; the surface takes the steps that are left."""
     monkeypatch.setattr(dvgo, "OCCUPIED", 1.1)
-    with pytest.raises(
-        UserError,
-        match=r"--shape-steps 101: the density field failed: .*; raise --shape-steps, or 0 for none",
-    ):
-        train(replace(config, model=replace(config.model, shape_steps=101)))
+    saving = CheckpointConfig(save_steps=10, save_minutes=0, keep=99)
+    whole = configured(scene, tmp_path / "whole", checkpoints=saving)
+    whole = replace(whole, model=replace(whole.model, steps=210))
+    train(whole)
+    assert "step 100: the first stage ends early, the surface starts as a ball: the coarse stage found" in caplog.text
+    log = [json.loads(line) for line in (whole.out / "metrics.jsonl").read_text().splitlines()]
+    assert ["s" in record for record in log] == [False] * 100 + [True] * 110
+    assert int(load_run(whole.out).model.steps_done) == 110
+    for step in (90, 100, 150):
+        rest = replace(whole, out=tmp_path / f"from{step}", resume=str(checkpoint_at(whole.out, step)))
+        train(rest)
+        assert_same(newest(whole.out), newest(rest.out))
+
+
+def test_scenes_with_surroundings_and_short_runs(scene):
+    """The first stage is for what has nothing behind it, and leaves the surface some steps."""
+    config = small("quick", depth=1, steps=160, shape_steps=150)
+    assert build(config).shape is not None
+    assert Recipe(config, geometry()).first_steps == 150
+    behind = replace(config, surroundings="contracted")
+    assert build(behind).shape is None
+    assert Recipe(behind, geometry()).sampling(1).kind == "shuffled_rays"
+    assert [preset("quick", steps=steps).shape_steps for steps in (1, 2, 100)] == [0, 1, 40]
+    with pytest.raises(UserError, match="--shape-steps 160: expected less than --steps 160"):
+        replace(config, shape_steps=160)
 
 
 def test_matter_everywhere_or_nowhere_is_said(caplog):

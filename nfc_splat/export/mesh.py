@@ -2,7 +2,7 @@
 
 Two ways. "level-set" is for models that say where their surface is, such as NeuS: marching cubes of the field. "depth"
 is for every model: depth drawn from the training cameras, fused into one signed distance, and marching cubes of that.
-A third one, "silhouettes", asks no model, and is there to be compared with.
+A third one, "silhouettes", takes no shape from the model, and is there to be compared with.
 """
 
 import argparse
@@ -52,8 +52,8 @@ def main(arguments: Sequence[str]) -> int:
     path = _output(options)
 
     run, _ = load_chosen_run(options)
-    options.time = _moment(run, options)
     source = _source(run, options)
+    options.time = _moment(run, options)
     found = from_depth(run, options) if source == "depth" else from_level_set(run, source, options)
     least = SPECK[source] if options.min_triangles is None else options.min_triangles
     mesh, pieces, left = large_pieces(found.mesh, least, options.keep_largest)
@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=("auto", "depth", "level-set", "silhouettes"),
         default="auto",
         help="depth: fused from views; level-set: of the field itself (default: level-set for signed distances); "
-        "silhouettes: carved from the training images' masks or transparency, without the model, for comparison",
+        "silhouettes: a shape carved from the training images' masks or transparency alone, for comparison",
     )
     parser.add_argument(
         "--resolution",
