@@ -292,11 +292,12 @@ class Recipe(MarchedRecipe):
     def __init__(self, config: Config, geometry: SceneGeometry) -> None:
         super().__init__(config, geometry)
         self.first: dvgo.Recipe | None = None
-        region = choose_region(config, geometry)
-        self.first_steps = _first_steps(config, _surroundings(config, geometry, region))
+        self.first_steps = 0
+        if config.shape_steps:
+            region = choose_region(config, geometry)
+            self.first_steps = _first_steps(config, _surroundings(config, geometry, region))
+            self.first = density_recipe(config, geometry, region) if self.first_steps else None
         self.shaping = self.first_steps > 0
-        if self.shaping:
-            self.first = density_recipe(config, geometry, region)
         self.adaptive = config.sampler == "occupancy"
         self.rays = min(FEWEST_RAYS, config.rays) if self.adaptive else config.rays
 

@@ -164,6 +164,7 @@ def test_a_mesh_shows_one_moment(configure, monkeypatch, capsys):
         return draw_views(model, cameras, advance)
 
     monkeypatch.setattr(fusion, "draw_views", seen)
+    monkeypatch.setattr(fusion, "OPAQUE", 0.01)  # so few steps leave but a haze
     for words in ((), ("--time", "0.75", "--overwrite")):
         assert export_mesh([str(config.out), "--resolution", "24", "--min-triangles", "1", *words]) == 0
     assert asked == [[0.0], [0.75]]
