@@ -38,7 +38,14 @@ from nfc_splat.fields.point_cloud_file import write_point_cloud
 from nfc_splat.fields.recipe import Batch, Sampling, SceneGeometry
 from nfc_splat.fields.sdf_alpha import Sharpness, section_alpha
 from nfc_splat.fields.sdf_network import HashFeatures, Octaves, SDFNetwork
-from nfc_splat.fields.shape_from_density import density_config, density_model, density_recipe, find_matter, fit
+from nfc_splat.fields.shape_from_density import (
+    cell_middles,
+    density_config,
+    density_model,
+    density_recipe,
+    find_matter,
+    fit,
+)
 from nfc_splat.losses import l1
 from nfc_splat.rendering import Rendering
 from nfc_splat.rendering.hash_encoding import HashLevels
@@ -303,7 +310,6 @@ class Recipe(MarchedRecipe):
 
     def sampling(self, step: int) -> Sampling:
         """Pixels of all images or of one; over random colours where images are transparent and nothing is behind."""
-        self.shaping = step <= self.first_steps
         if self.shaping:
             return self.first.sampling(step)
         if self.config.batching == "image":
@@ -389,27 +395,32 @@ class Recipe(MarchedRecipe):
         """The density field's own; after its last step, the surface starts from what it found."""
         try:
             figures = self.first.after_step(model.shape, optimizers, rendering, step)
-            if step < self.first_steps:
-                return figures
-            model.begin_surface(self.geometry)
         except UserError as error:
             reason = str(error).partition(";")[0]  # what follows is advice on dvgo's own flags
             log.warning("step %d: the first stage ends early, the surface starts as a ball: %s", step, reason)
             figures, model.shape = {}, None
-        self.first_steps = step
+        else:
+            if step < self.first_steps:
+                return figures
+            model.begin_surface(self.geometry)
+        self.first_steps, self.shaping = step, False
         optimizers.clear()
         optimizers.update(self.optimizers(model))
         return figures
 
     def state_dict(self) -> dict[str, Tensor]:
-        first = (
-            {} if self.first is None else {f"first.{name}": value for name, value in self.first.state_dict().items()}
-        )
-        return {"rays": torch.tensor(self.rays), "first_steps": torch.tensor(self.first_steps)} | first
+        inner = self.first.state_dict() if self.shaping else {}
+        first = {f"first.{name}": value for name, value in inner.items()}
+        numbers = {"rays": self.rays, "first_steps": self.first_steps, "shaping": self.shaping}
+        return {name: torch.tensor(value) for name, value in numbers.items()} | first
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.rays, self.first_steps = int(state["rays"]), int(state["first_steps"])
-        if self.first is not None:
+        self.rays, self.first_steps, self.shaping = (
+            int(state["rays"]),
+            int(state["first_steps"]),
+            bool(state["shaping"]),
+        )
+        if self.shaping:
             first = {name.removeprefix("first."): value for name, value in state.items() if name.startswith("first.")}
             self.first.load_state_dict(first)
 
@@ -456,8 +467,8 @@ def _hash_grid(config: Config) -> HashFeatures | None:
 def export(model: Model, folder: Path) -> list[Path]:
     """Write `point_cloud.ply`: points on the surface, in the scene's frame and units, with the colour that each has
     seen straight on."""
-    side = torch.linspace(-1 + 1 / EXPORT_CELLS, 1 - 1 / EXPORT_CELLS, EXPORT_CELLS, device=model.region.center.device)
-    parts = [_surface(model, part) for part in torch.cartesian_prod(side, side, side).split(ROWS_AT_ONCE)]
+    cells = cell_middles(EXPORT_CELLS, model.region.center.device)
+    parts = [_surface(model, part) for part in cells.split(ROWS_AT_ONCE)]
     points, colors = (torch.cat(column) for column in zip(*parts, strict=True))
     if not len(points):
         log.warning("the field has no surface in its region: the point cloud is empty")

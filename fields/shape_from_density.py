@@ -79,7 +79,7 @@ def find_matter(surface: LevelSet, region: Region, cameras: Cameras) -> Tensor:
     A place is empty if `VOTES` cameras see it with nothing opaque before it. So is, around an object, what no camera
     has in view. Specks are not opaque. Where nothing is opaque, nothing is matter.
     """
-    points = region.center + region.radius * _lattice(LATTICE, region.center.device)
+    points = region.center + region.radius * cell_middles(LATTICE, region.center.device)
     values = torch.cat([surface.values(part) for part in points.split(ROWS_AT_ONCE)])
     low, high = surface.bounds
     opaque = (values > surface.level) & ((points >= low) & (points <= high)).all(1)
@@ -144,8 +144,8 @@ def fit(network: SDFNetwork, matter: Tensor) -> None:
         optimizer.zero_grad()
 
 
-def _lattice(size: int, device: torch.device) -> Tensor:
-    """[size^3, 3] middles of the cells of [-1, 1]^3."""
+def cell_middles(size: int, device: torch.device) -> Tensor:
+    """[size^3, 3] middles of the cells of [-1, 1]^3, with `size` along each axis."""
     middle = (torch.arange(size, device=device) + 0.5) * (2 / size) - 1
     return torch.cartesian_prod(middle, middle, middle)
 

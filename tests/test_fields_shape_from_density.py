@@ -24,7 +24,7 @@ from nfc_splat.fields.shape_from_density import LATTICE, find_matter, fit
 from nfc_splat.rendering.hash_encoding import HashLevels
 from nfc_splat.rendering.level_set import LevelSet
 from nfc_splat.train import train
-from nfc_splat.training.checkpoint import checkpoint_files
+from nfc_splat.training.checkpoint import checkpoint_files, read_checkpoint
 from nfc_splat.training.config import CheckpointConfig, default_config, resolve
 from nfc_splat.training.load import load_run
 
@@ -88,6 +88,16 @@ def test_a_hole_that_one_camera_sees_through_is_not_believed():
 
     matter = find_matter(surface(bored), region(), first)
     assert matter[middle.norm(dim=-1) < 0.5].all()
+
+
+def test_one_camera_is_enough_where_there_is_no_other():
+    camera = cameras_at(3)[0]
+    matter = find_matter(surface(shell), region(), camera)
+    towards = torch.nn.functional.normalize(torch.linalg.inv(camera.viewmats[0])[:3, 3] - CENTER, dim=0)
+    along = middles() @ towards
+    beside = (middles() - along[..., None] * towards).norm(dim=-1)
+    assert not matter[(beside < 0.2) & (along > 0.7) & (along < 0.95)].any()
+    assert matter[(beside < 0.2) & (along < 0.5)].all()
 
 
 def test_around_cameras_within_what_is_not_seen_is_matter():
@@ -171,10 +181,14 @@ def test_the_first_stage_finds_the_ball_and_leaves_nothing_behind(whole_run):
     assert not fine.shape.coarse
     assert surface.shape is None
     assert not any(name.startswith("shape.") for name in surface.state_dict())
+    kept = {step: read_checkpoint(checkpoint_at(whole_run, step)).tensors for step in (180, 200)}
+    assert ["recipe/first.candidates" in kept[step] for step in (180, 200)] == [True, False]
     towards = torch.nn.functional.normalize(torch.randn(200, 3), dim=-1)
     away = surface.distance(towards * BALL).abs()
     assert away.median() < 0.2 * BALL
     assert surface.distance(torch.zeros(1, 3)) < -0.5 * BALL
+    untrained = neus.Model(surface.config, surface.region, "none")
+    assert untrained.distance(towards * BALL).abs().median() > 2 * away.median()
 
 
 # In the coarse stage, at its end, in the fine one, and at the end of the density field.

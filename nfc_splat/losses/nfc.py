@@ -141,11 +141,7 @@ def bitwise_classification_loss(
     if not 0 < eps < 1:
         raise ValueError(f"eps must lie in (0, 1), got {eps}")
     encoding = encoding if isinstance(encoding, TargetEncoding) else TargetEncoding(encoding)
-    if bit_probabilities.shape != (*target.shape, encoding.n_logits):
-        raise ValueError(
-            f"bit_probabilities must have the shape of target and {encoding.n_logits} {encoding.kind} logits, "
-            f"got {tuple(bit_probabilities.shape)} for target {tuple(target.shape)}"
-        )
+    _check_bits(bit_probabilities, target, encoding)
     bits, target = working_precision(bit_probabilities, target)
     weights = element_weights(mask, target)
     if weights is not None:
@@ -156,6 +152,14 @@ def bitwise_classification_loss(
     right = torch.where(encoding.encode(target) == 1, bits, 1 - bits)
     per_value = (_negative_log(right, eps) * encoding.weights.to(bits)).sum(-1) / STEPS
     return reduce(per_value, weights, reduction)
+
+
+def _check_bits(bits: Tensor, target: Tensor, encoding: TargetEncoding) -> None:
+    if bits.shape != (*target.shape, encoding.n_logits):
+        raise ValueError(
+            f"bit_probabilities must have the shape of target and {encoding.n_logits} {encoding.kind} logits, "
+            f"got {tuple(bits.shape)} for target {tuple(target.shape)}"
+        )
 
 
 def nfc_loss(

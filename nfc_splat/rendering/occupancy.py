@@ -153,20 +153,9 @@ def march_occupancy(
     check_size("candidates", int(counts.sum()), MAX_CANDIDATES)
     scale = _scale(low, high, occupancy, lookup)
     return _kernel(origins, backend)(
-        origins,
-        directions,
-        start,
-        stride,
-        counts,
-        table,
-        occupancy,
-        torch.stack([low, high, scale]),
-        nearest=lookup == "node",
-        contraction=contraction,
-        shell=shell,
-        min_spacing=min_spacing,
-        limit=MAX_SAMPLES,
-    )
+        origins, directions, start, stride, counts, table, occupancy, torch.stack([low, high, scale]),
+        nearest=lookup == "node", contraction=contraction, shell=shell, min_spacing=min_spacing, limit=MAX_SAMPLES,
+    )  # fmt: skip
 
 
 def _kernel(origins: Tensor, backend: Backend) -> Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]:

@@ -108,25 +108,10 @@ def rasterize(
     chosen = choose_backend(means.device, means.dtype, backend)
     module, function = IMPLEMENTATIONS[chosen]
     drawn = getattr(importlib.import_module(module), function)(
-        means,
-        quats,
-        scales,
-        opacities,
-        sh0_or_colors,
-        sh_rest,
-        viewmats,
-        Ks,
-        width,
-        height,
-        sh_degree=sh_degree,
-        near_plane=near_plane,
-        far_plane=far_plane,
-        eps2d=eps2d,
-        backgrounds=backgrounds,
-        render_mode=render_mode,
-        rasterize_mode=rasterize_mode,
-        absgrad=absgrad,
-    )
+        means, quats, scales, opacities, sh0_or_colors, sh_rest, viewmats, Ks, width, height,
+        sh_degree=sh_degree, near_plane=near_plane, far_plane=far_plane, eps2d=eps2d, backgrounds=backgrounds,
+        render_mode=render_mode, rasterize_mode=rasterize_mode, absgrad=absgrad,
+    )  # fmt: skip
     announce("rasterisation", chosen)
     return drawn
 
