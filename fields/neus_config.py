@@ -37,8 +37,8 @@ class Config:
     """Whose details are followed that have no flag of their own: how samples are jittered and drawn again, and how the
     colour network starts."""
     orientation: Literal["auto", "object", "inside_out"] = "auto"
-    """What the untrained field is: a ball seen from outside, or a hollow one for cameras within it. "auto" is the latter
-    where most cameras stand in the region or do not look at one point."""
+    """What the untrained field is: a ball seen from outside, or a hollow one for cameras within it. "auto" is the
+    latter where most cameras stand in the region or do not look at one point."""
     region: Literal["box", "sphere"] = "box"
     """Where the surface may be: a cube (SDFStudio's box collider) or its inscribed sphere (original)."""
     region_scale: float = 1.0
