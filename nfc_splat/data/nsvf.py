@@ -32,7 +32,7 @@ MOST_CAMERAS = 3000
 
 def read(root: Path, config: DataConfig) -> Capture:
     """Read every pose and pair it with the image of its name."""
-    capture = Capture(source=root / "pose", frames=[])
+    capture = Capture(source=root / "pose", frames=[], cut_out=True)
     lens, is_matrix = _read_lens(scene_file(root, "intrinsics.txt", config))
     images = by_stem(file_names(root, "rgb", IMAGE_SUFFIXES, config), root / "rgb")
     poses = by_stem(file_names(root, "pose", (".txt",), config), capture.source)
