@@ -11,7 +11,7 @@ from 0 and so is half a pixel off.)
 
 `bbox.txt` holds the lowest corner, the highest corner and NSVF's voxel size. The depth range is DVGO's: `far` is the
 largest distance between two training cameras, `near` a twentieth of it, or 0 where the file holds a matrix, since DVGO
-starts at the camera in Tanks and Temples.
+starts at the camera in Tanks and Temples (in BlendedMVS, which has a matrix too, it takes the twentieth).
 """
 
 from dataclasses import replace
