@@ -1,9 +1,10 @@
 """NeRF (Mildenhall et al. 2020): the model, how it is trained, and its files.
 
 Two networks: the first is asked at stratified samples of a ray, the second at these and at more where the first saw
-something. Both are compared with the photographs. As in nerf-pytorch (the released TensorFlow code in torch), but for:
-pixel centres lie at +0.5 (there at +0); transmittance is the product of 1 - alpha (there 1 - alpha + 1e-10); with
-batches from one image, each image comes once per epoch (there at random).
+something. Both are compared with the photographs; a single network's first pass only says where to look. As in
+nerf-pytorch (the released TensorFlow code in torch), but for: pixel centres lie at +0.5 (there at +0); transmittance is
+the product of 1 - alpha (there 1 - alpha + 1e-10); with batches from one image, each image comes once per epoch (there
+at random).
 
 Symbols: R rays, M samples, K of them with positive density, L logits per colour channel.
 """
@@ -34,8 +35,8 @@ from nfc_splat.fields.recipe import Sampling, SceneGeometry
 from nfc_splat.files import atomic_path
 from nfc_splat.rendering import Rendering
 from nfc_splat.rendering.hash_encoding import HashLevels
-from nfc_splat.rendering.march import MarchedModel, alpha_from_density, composite
-from nfc_splat.rendering.packed import accumulate
+from nfc_splat.rendering.march import Field, MarchedModel, Move, MovedField, alpha_from_density, composite
+from nfc_splat.rendering.packed import accumulate, render_weights
 from nfc_splat.rendering.samplers import importance, stratified
 from nfc_splat.rendering.samples import Samples, unit_directions
 
@@ -52,7 +53,7 @@ class Model(MarchedModel):
     Attributes:
         depth_range: [2] near and far, buffers so that they are the checkpoint's.
         ndc: the warp of a forward-facing scene, or None.
-        coarse, fine: the networks.
+        coarse, fine: the networks; `coarse` is there only if there are two.
     """
 
     def __init__(
@@ -65,8 +66,11 @@ class Model(MarchedModel):
         self.head = ColorHead(config.target_encoding)
         self.encoding = self.head.encoding
         self.view_encoding = Positional(3, config.view_octaves)
-        self.coarse_points, self.fine_points = (_point_encoding(config, box) for _ in range(2))
-        self.coarse, self.fine = (self._network(points) for points in (self.coarse_points, self.fine_points))
+        names = ("coarse", "fine")[-config.networks :]
+        for name in names:
+            self.add_module(f"{name}_points", _point_encoding(config, box))
+        for name in names:
+            self.add_module(name, self._network(getattr(self, f"{name}_points")))
         self.ray_bytes = (config.coarse_samples + config.fine_samples) * BYTES_PER_SAMPLE
 
     def _network(self, points: nn.Module) -> NeRFNetwork:
@@ -97,27 +101,31 @@ class Model(MarchedModel):
         model.load_state_dict(dict(tensors))
         return model
 
-    def march(self, rays: Rays, background: Tensor) -> Rendering:
-        """See `MarchedModel.march`; in training mode the first network's rendering is `auxiliary`."""
+    def march(self, rays: Rays, background: Tensor, move: Move | None = None) -> Rendering:
+        """See `MarchedModel.march`; in training mode the first network's rendering is `auxiliary`. `move` says where
+        the networks know the samples, for scenes that are deformed."""
         config, jitter = self.config, self.training
         near, far = self.depth_range.tolist()
         warped = self.ndc.warp_rays(rays) if self.ndc else rays
         views = self.view_encoding(unit_directions(rays))
         in_disparity = config.in_disparity and self.ndc is None
         samples = stratified(warped, near, far, config.coarse_samples, jitter=jitter, in_disparity=in_disparity)
-        coarse, weights = self._draw(_Pass(self, self.coarse, self.coarse_points, views), samples, rays, background)
-        samples = importance(samples, weights, config.fine_samples, jitter=jitter)
         drawing = _Pass(self, self.fine, self.fine_points, views, self.draw_normals)
-        fine, _ = self._draw(drawing, samples, rays, background)
-        return replace(fine, auxiliary=(coarse,)) if self.training else fine
+        if config.networks == 1:
+            known = self._in_world(samples, rays)
+            weights, seen = drawing.weights(move(known) if move else known), ()
+        else:
+            first = _Pass(self, self.coarse, self.coarse_points, views)
+            coarse, weights = self._draw(_behind(first, move), samples, rays, background)
+            seen = (coarse,)
+        samples = importance(samples, weights, config.fine_samples, jitter=jitter)
+        fine, _ = self._draw(_behind(drawing, move), samples, rays, background)
+        return replace(fine, auxiliary=seen) if self.training else fine
 
-    def _draw(self, drawing: "_Pass", samples: Samples, rays: Rays, background: Tensor) -> tuple[Rendering, Tensor]:
+    def _draw(self, drawing: Field, samples: Samples, rays: Rays, background: Tensor) -> tuple[Rendering, Tensor]:
         """A rendering of `samples`, which lie on warped rays if there is a warp, and the weights [M] of all of them."""
         share, steps = samples.t, torch.arange(len(samples), device=samples.t.device)
-        samples = replace(samples, steps=steps)
-        if self.ndc:
-            t = self.ndc.depth(rays, share.view(len(rays.origins), -1)).view(-1)
-            samples = replace(samples, rays=rays, t=t)
+        samples = replace(self._in_world(samples, rays), steps=steps)
         drawn = composite(drawing, samples, background)
         shown, weights = drawn.extras["samples"], drawn.extras["weights"].detach()
         if self.ndc:
@@ -126,6 +134,12 @@ class Model(MarchedModel):
             depth = self.ndc.depth(rays, (summed / drawn.alpha.detach().clamp_min(1e-10)).clamp(0, 1))
             drawn = replace(drawn, depth=torch.where(drawn.alpha > 0, depth, 0.0))
         return drawn, torch.zeros_like(share).index_copy(0, shown.steps, weights)
+
+    def _in_world(self, samples: Samples, rays: Rays) -> Samples:
+        """Samples on warped rays as samples of the `rays` themselves."""
+        if not self.ndc:
+            return samples
+        return replace(samples, rays=rays, t=self.ndc.depth(rays, samples.t.view(len(rays.origins), -1)).view(-1))
 
 
 class _Pass:
@@ -145,21 +159,33 @@ class _Pass:
 
     def alpha(self, samples: Samples) -> tuple[Tensor, Tensor]:
         """Opacities [M], and which row of the logits is a sample's [M]."""
-        positions = samples.positions
-        if self.model.ndc:
-            positions = self.model.ndc.warp_points(positions)
         density_noise = self.model.config.density_noise if self.model.training else 0.0
         noise = torch.randn_like(samples.t) * density_noise if density_noise else None
-        density, self.logits, rows = self.network(self.points(positions), self.views, samples.ray, noise)
+        density, self.logits, rows = self.network(self._encoded(samples), self.views, samples.ray, noise)
         place = torch.full_like(samples.ray, -1)
         place[rows] = torch.arange(len(rows), device=rows.device)
         return alpha_from_density(density, samples.widths), place
+
+    def _encoded(self, samples: Samples) -> Tensor:
+        """[M, E] what the network sees of the samples' positions."""
+        ndc = self.model.ndc
+        return self.points(ndc.warp_points(samples.positions) if ndc else samples.positions)
+
+    @torch.no_grad()
+    def weights(self, samples: Samples) -> Tensor:
+        """Each sample's share [M] of its ray's colour, without drawing it."""
+        densities = self.network.densities(self._encoded(samples))
+        return render_weights(alpha_from_density(densities, samples.widths), samples.offsets)[0]
 
     def color(self, samples: Samples, features: Tensor) -> Tensor:
         """Decoded colours [M, 3], with the bits' probabilities behind them if the model draws them."""
         # Rows ascend, so as many as there are is all of them.
         logits = self.logits if len(features) == len(self.logits) else self.logits[features]
         return self.model.head(logits, bits=self.model.draw_bits)
+
+
+def _behind(field: Field, move: Move | None) -> Field:
+    return MovedField(field, move) if move else field
 
 
 class Recipe(MarchedRecipe):
@@ -240,7 +266,7 @@ def export(model: Model, folder: Path) -> list[Path]:
     """Write the networks as `nerf_coarse.safetensors` and `nerf_fine.safetensors`, with nerf-pytorch's names, and
     `nerf.json` with what their use needs. Points and directions enter in the scene's frame and units."""
     written = []
-    for name in ("coarse", "fine"):
+    for name in ("coarse", "fine")[-model.config.networks :]:
         encoding = getattr(model, f"{name}_points").state_dict()
         tensors = published_names(getattr(model, name)) | {f"encoding.{key}": part for key, part in encoding.items()}
         path = Path(folder) / f"nerf_{name}.safetensors"
@@ -249,11 +275,11 @@ def export(model: Model, folder: Path) -> list[Path]:
         written.append(path)
     path = Path(folder) / "nerf.json"
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(_description(model), indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(description(model), indent=1) + "\n", encoding="utf-8")
     return [*written, path]
 
 
-def _description(model: Model) -> dict[str, Any]:
+def description(model: Model) -> dict[str, Any]:
     """What a reader of the networks has to know."""
     config = model.config
     names = ("width", "depth", "activation", "encoding", "octaves", "view_octaves", "space", "in_disparity")

@@ -65,10 +65,12 @@ class Space(nn.Module):
 
     def to_unit(self, points: Tensor) -> Tensor:
         """World points [N, 3] in the unit cube; outside of [0, 1] if the space is a box and they are outside it."""
+        return self.to_local(points) / self.side + 0.5
+
+    def to_local(self, points: Tensor) -> Tensor:
+        """World points [N, 3] relative to the centre, in (contracted) radii."""
         local = (points - self.center) / self.radius
-        if self.contracted:
-            local = contract(local, "inf", SHELL)
-        return local / self.side + 0.5
+        return contract(local, "inf", SHELL) if self.contracted else local
 
     def to_world(self, unit: Tensor) -> Tensor:
         """The inverse of `to_unit`, [N, 3]."""
