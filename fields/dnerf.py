@@ -172,17 +172,22 @@ def _static(config: Config) -> tuple[Any, Any]:
     return (ngp, config.hash_grid) if config.canonical == "hash" else (nerf, config.networks)
 
 
+def published_names(model: Model) -> dict[str, Tensor]:
+    """The networks' tensors under the released code's names."""
+    tensors = {f"_occ.{name}": value for name, value in nerf.published_names(model.canonical.fine).items()}
+    *hidden, last = model.displacement.network.layers
+    for index, layer in enumerate(hidden):
+        tensors |= {f"_time.{index}.{part}": value for part, value in layer.state_dict().items()}
+    return tensors | {f"_time_out.{part}": value for part, value in last.state_dict().items()}
+
+
 def export(model: Model, folder: Path) -> list[Path]:
     """Write the hash grid's `point_cloud.ply`, the scene at time 0; or the networks as `dnerf.safetensors`, with the
     released code's names, and `dnerf.json` with what their use needs. Points, directions and displacements are in the
     scene's frame and units."""
     if isinstance(model.canonical, ngp.Model):
         return ngp.export(model.canonical, folder)
-    tensors = {f"_occ.{name}": value for name, value in nerf.published_names(model.canonical.fine).items()}
-    *hidden, last = model.displacement.network.layers
-    for index, layer in enumerate(hidden):
-        tensors |= {f"_time.{index}.{part}": value for part, value in layer.state_dict().items()}
-    tensors |= {f"_time_out.{part}": value for part, value in last.state_dict().items()}
+    tensors = published_names(model)
     weights, facts = Path(folder) / "dnerf.safetensors", Path(folder) / "dnerf.json"
     with atomic_path(weights) as temporary:
         temporary.write_bytes(save({key: value.detach().cpu().contiguous() for key, value in tensors.items()}))
