@@ -28,9 +28,9 @@ from nfc_splat.eval.speed_nerf import FAR, NEAR, Batch, Step, ball, importable, 
 from nfc_splat.fields import dnerf, nerf
 from nfc_splat.losses import mse
 
-RAYS, FEW_RAYS = 500, 200  # of a timed step, and of one that only prepares
+RAYS, FEW_RAYS = 500, 100  # of a timed step, and of one that only prepares
 SIZES = {"width": 256, "depth": 8, "coarse_samples": 64, "fine_samples": 128}
-PREPARING = 400  # steps until most of the ball's surroundings are empty
+PREPARING = 200  # steps until most of the ball's surroundings are empty
 MOMENT = 0.5  # any but 0, at which nothing is displaced
 # What D-NeRF imports to read images, to show progress and to log, which is not needed here.
 UNUSED = ("imageio", "cv2", "tqdm", "torch.utils.tensorboard")
