@@ -129,7 +129,7 @@ def test_our_step_learns(small):
 
 
 def test_a_folder_that_is_no_checkout(tmp_path):
-    with pytest.raises(UserError, match="there is no run_dnerf.py in it"):
+    with pytest.raises(UserError, match=r"there is no run_dnerf\.py in it"):
         speed.main(["--dnerf", str(tmp_path)])
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="--device cuda"):
