@@ -153,22 +153,29 @@ def choose_space(config: Config, geometry: SceneGeometry) -> Space:
 
 
 def enclosing_cube(geometry: SceneGeometry) -> tuple[Tensor, float]:
-    """Centre and half side of a cube: around the stated bounds; else around the points; else as wide as what the
-    cameras see about the point that they look at."""
-    if geometry.bounds is not None:
-        low, high = geometry.bounds.float().cpu()
-    elif geometry.points is not None and len(geometry.points):
-        points = geometry.points.float().cpu()
-        ranked = points.sort(dim=0).values
-        outer = int(OUTLIERS * (len(points) - 1))
-        low, high = ranked[outer], ranked[len(points) - 1 - outer]
-        low, high = low - (MARGIN - 1) * (high - low), high + (MARGIN - 1) * (high - low)
-    else:
+    """Centre and half side of a cube: around `known_box`; else as wide as what the cameras see about the point that
+    they look at."""
+    box = known_box(geometry)
+    if box is None:
         center, distance = _focus(geometry)
         cameras = geometry.cameras.to("cpu")
         half = (cameras.sizes / 2 / torch.stack([cameras.Ks[:, 0, 0], cameras.Ks[:, 1, 1]], -1)).amax()
         return center, float(MARGIN * half * distance)
+    low, high = box
     return (low + high) / 2, max(float((high - low).max()) / 2, 1e-6)
+
+
+def known_box(geometry: SceneGeometry) -> Tensor | None:
+    """[2, 3] the stated bounds; else a box around the points, without outliers; None where there are neither."""
+    if geometry.bounds is not None:
+        return geometry.bounds.float().cpu()
+    if geometry.points is None or not len(geometry.points):
+        return None
+    ranked = geometry.points.float().cpu().sort(dim=0).values
+    outer = int(OUTLIERS * (len(ranked) - 1))
+    low, high = ranked[outer], ranked[len(ranked) - 1 - outer]
+    margin = (MARGIN - 1) * (high - low)
+    return torch.stack([low - margin, high + margin])
 
 
 def _surroundings(geometry: SceneGeometry) -> tuple[Tensor, float]:
