@@ -47,11 +47,12 @@ def images(arguments: Sequence[str]) -> int:
 
     run, device = load_chosen_run(options)
     protocol = PROTOCOLS[options.protocol or run.config.protocol]
-    split = chosen_split(run, "--split", options.split)
-    folder, tables = destination(options.run, run, protocol.name, options.split)
+    name = options.split or run.config.split
+    split = chosen_split(run, "--split", name)
+    folder, tables = destination(options.run, run, protocol.name, name)
     before = read_json(tables / "summary.json") if (tables / "summary.json").is_file() else {}
     kept = {key: before[key] for key in _KEPT if key in before and before.get("step") == run.step}
-    with progress(len(split), "views") as advance:
+    with progress(len(split) - protocol.left_out, "views") as advance:
         summary = evaluate_views(
             run.model,
             split,
@@ -60,7 +61,7 @@ def images(arguments: Sequence[str]) -> int:
             device=device,
             folder=folder,
             extra=evaluation_facts(run) | kept,
-            split_name=options.split,
+            split_name=name,
             tables=tables,
             download_lpips=options.download_lpips,
             on_view=lambda name, score: advance(),
@@ -80,7 +81,7 @@ def _images_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--protocol", choices=list(PROTOCOLS), help="bit depth, SSIM window and LPIPS net (default: the run's own)"
     )
-    parser.add_argument("--split", choices=SPLITS, default="test", help="which views (default: test)")
+    parser.add_argument("--split", choices=SPLITS, help="which views (default: those of the run, usually test)")
     parser.add_argument("--download-lpips", action="store_true", help="fetch absent LPIPS weights (up to 760 MB)")
     return parser
 
@@ -92,7 +93,7 @@ def destination(path: Path, run: "LoadedRun", protocol: str, split: str) -> tupl
 
     folder = find_run(path).folder
     newest = max(checkpoint_files(folder / "checkpoints"), default=run.step)
-    if (protocol, split, run.step) == (run.config.protocol, "test", newest):
+    if (protocol, split, run.step) == (run.config.protocol, run.config.split, newest):
         return folder, folder / "eval"
     name = f"{protocol}-{split}" + ("" if run.step == newest else f"-step_{run.step:08d}")
     return folder / "eval" / name, folder / "eval" / name

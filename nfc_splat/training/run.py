@@ -42,6 +42,8 @@ _OUTPUTS = (
     "contact_sheet.png",
     "point_cloud.ply",
     "bounds.json",
+    "dnerf.json",
+    "dnerf.safetensors",
     "nerf.json",
     "nerf_coarse.safetensors",
     "nerf_fine.safetensors",
