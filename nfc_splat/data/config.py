@@ -5,7 +5,20 @@ from typing import Literal
 
 from nfc_splat.errors import UserError
 
-Format = Literal["auto", "blender", "nerfstudio", "colmap", "replica", "sdfstudio", "nsvf", "nerfpp", "dtu", "llff"]
+Format = Literal[
+    "auto",
+    "blender",
+    "nerfstudio",
+    "colmap",
+    "replica",
+    "sdfstudio",
+    "nsvf",
+    "nerfpp",
+    "dtu",
+    "llff",
+    "dynerf",
+    "hypernerf",
+]
 
 # Pillow itself refuses images of more than twice its warning threshold, whatever is asked for here.
 PILLOW_MAX_PIXELS = 178_956_970
@@ -25,6 +38,10 @@ class DataConfig:
     test_every: int | None = None
     """Hold out every N-th image for testing, the first one included; 0 holds out none. It replaces the scene's own
     split. By default that, else every 8th (Replica: every 10th)."""
+
+    time_from: Literal["files", "names"] = "files"
+    """Where the frames' times come from. "files": what the scene's files state. "names": the order of the image names,
+    for the frames of a video; images of the same name in several folders are of the same moment."""
 
     background: Literal["auto", "white", "black"] = "auto"
     """Behind transparent images. "auto": white for Blender and NSVF, else black."""
