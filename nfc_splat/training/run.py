@@ -48,6 +48,7 @@ _OUTPUTS = (
     "mesh.ply",
     "mesh.obj",
     "mesh.glb",
+    "exported",
     CONFIG_FILE,
 )
 
