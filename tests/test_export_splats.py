@@ -1,4 +1,4 @@
-"""Gaussians as files: `.splat` and `.spz` decoded by hand and by open3d, and the command on runs that move and do not."""
+"""Gaussians as files: `.splat` and `.spz` decoded by hand and by open3d, and the command on runs of both kinds."""
 
 import dataclasses
 import gzip
@@ -122,7 +122,9 @@ def test_open3d_reads_the_same_spz(tmp_path):
     read = {name: cloud.point[name].numpy() for name in cloud.point}
     np.testing.assert_allclose(read["positions"], means, atol=1e-6)
     np.testing.assert_allclose(read["f_dc"], colors, atol=1e-5)
-    np.testing.assert_allclose(read["scale"], np.exp(scales), rtol=1e-5)  # open3d applies the activation, to scales only
+    np.testing.assert_allclose(
+        read["scale"], np.exp(scales), rtol=1e-5
+    )  # open3d applies the activation, to scales only
     np.testing.assert_allclose(read["opacity"][:, 0], np.log(opacities / (1 - opacities)), atol=1e-4)
     np.testing.assert_allclose(rotations(read["rot"]), rotations(quats), atol=1e-4)
     np.testing.assert_allclose(read["f_rest"], rest, atol=1e-6)
@@ -185,7 +187,12 @@ def test_open3d_reads_the_same_splat(tmp_path):
 @pytest.mark.parametrize("ending", door.FORMATS)
 def test_gaussians_that_are_not_finite_are_left_out_of_every_format(tmp_path, ending):
     splats = some_splats(8)
-    splats.means[0, 1], splats.opacities[2], splats.shN[4, 3, 2], splats.scales[5, 0] = math.nan, math.inf, math.nan, 200
+    splats.means[0, 1], splats.opacities[2], splats.shN[4, 3, 2], splats.scales[5, 0] = (
+        math.nan,
+        math.inf,
+        math.nan,
+        200,
+    )
     splats.quats[6] = 0
     dropped, _ = door.write(tmp_path / f"a{ending}", splats)
     assert dropped == 5
