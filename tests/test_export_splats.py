@@ -246,15 +246,16 @@ def test_a_moment_of_a_run_that_moves(moving, tmp_path, capsys):
 
 def test_a_file_per_moment(moving, tmp_path, capsys):
     out = tmp_path / "disc.splat"
+    out.write_text("the file of one moment is not in the way")
     assert door.main([str(moving), "--frames", "4", "--out", str(out)]) == 0
-    assert sorted(path.name for path in (tmp_path / "disc").iterdir()) == [f"{i:05d}.splat" for i in range(4)]
+    assert sorted(path.name for path in (tmp_path / "disc-frames").iterdir()) == [f"{i:05d}.splat" for i in range(4)]
     assert "4 moments from 0 to 1" in capsys.readouterr().out
     assert door.main([str(moving), "--time", "1", "--out", str(tmp_path / "last.splat")]) == 0
-    assert (tmp_path / "disc" / "00003.splat").read_bytes() == (tmp_path / "last.splat").read_bytes()
-    with pytest.raises(UserError, match="disc is not empty: pass --overwrite"):
+    assert (tmp_path / "disc-frames" / "00003.splat").read_bytes() == (tmp_path / "last.splat").read_bytes()
+    with pytest.raises(UserError, match="disc-frames is not empty: pass --overwrite"):
         door.main([str(moving), "--frames", "2", "--out", str(out)])
     assert door.main([str(moving), "--frames", "2", "--out", str(out), "--overwrite"]) == 0
-    assert len(list((tmp_path / "disc").iterdir())) == 2
+    assert len(list((tmp_path / "disc-frames").iterdir())) == 2
 
 
 def test_degrees_are_cut_and_the_default_lies_in_the_run(static, tmp_path):

@@ -1,7 +1,7 @@
 """How a scene folder is to be read: one frozen dataclass whose fields become command-line flags."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from nfc_splat.errors import UserError
 
@@ -27,6 +27,9 @@ PILLOW_MAX_PIXELS = 178_956_970
 @dataclass(frozen=True)
 class DataConfig:
     """How to read a scene folder."""
+
+    # What --help calls the flags from this one on.
+    FLAG_GROUPS: ClassVar[dict[str, str]] = {"allow_missing": "data trust and memory"}
 
     format: Format = "auto"
     """What the scene is. "auto" finds out and says why."""

@@ -14,6 +14,14 @@ def add_destination_arguments(parser: argparse.ArgumentParser, what: str) -> Non
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
 
 
+def output_name(options: argparse.Namespace, default: str, endings: tuple[str, ...]) -> Path:
+    """--out, else `default` in the run's folder; a `UserError` for another ending than `endings`."""
+    path = options.out or run_folder(options) / default
+    if path.suffix.lower() not in endings:
+        raise UserError(f"--out {path}: expected a name that ends with {', '.join(endings)}")
+    return path
+
+
 def output_file(options: argparse.Namespace, default: str, endings: tuple[str, ...]) -> Path:
     """--out, else the file `default` in the run's folder.
 
@@ -21,9 +29,7 @@ def output_file(options: argparse.Namespace, default: str, endings: tuple[str, .
         UserError: another ending than `endings`, a folder, a file that is there without --overwrite, or one that cannot
             be written.
     """
-    path = options.out or run_folder(options) / default
-    if path.suffix.lower() not in endings:
-        raise UserError(f"--out {path}: expected a name that ends with {', '.join(endings)}")
+    path = output_name(options, default, endings)
     if path.is_dir():
         raise UserError(f"--out {path}: is a folder, expected a file")
     if path.exists() and not options.overwrite:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from nfc_splat.chosen_run import add_run_arguments, check_time, load_chosen_run
 from nfc_splat.errors import UserError
-from nfc_splat.export.destination import add_destination_arguments, output_file, output_folder
+from nfc_splat.export.destination import add_destination_arguments, output_file, output_folder, output_name
 from nfc_splat.terminal import progress
 
 if TYPE_CHECKING:
@@ -29,8 +29,11 @@ def main(arguments: Sequence[str]) -> int:
     """Write the Gaussians as the command line says; returns the exit code."""
     options = _parser().parse_args(arguments)
     _check(options)
-    path = output_file(options, DEFAULT, FORMATS)
-    folder = output_folder(options, path.with_suffix("")) if options.frames else None
+    if options.frames:
+        path = output_name(options, DEFAULT, FORMATS)
+        folder = output_folder(options, path.with_name(f"{path.stem}-frames"))
+    else:
+        path, folder = output_file(options, DEFAULT, FORMATS), None
 
     run, _ = load_chosen_run(options)
     _check_method(run, options)
@@ -69,8 +72,8 @@ def _parser() -> argparse.ArgumentParser:
         "--frames",
         type=int,
         metavar="N",
-        help="of a scene that moves, N files for moments from 0 to 1: 00000.ply and so on, in a folder called as PATH "
-        "without its ending",
+        help="of a scene that moves, N files for moments from 0 to 1: 00000.ply and so on, in the folder NAME-frames "
+        "for a PATH of NAME.ply",
     )
     return parser
 
