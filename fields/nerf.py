@@ -1,13 +1,12 @@
 """NeRF (Mildenhall et al. 2020): the model, how it is trained, and its files.
 
 Two networks: the first is asked at stratified samples of a ray, the second at these and at more where the first saw
-something. Both are compared with the photographs. There may be one network alone, which learns where more samples are
-drawn and by itself says where to look. As in nerf-pytorch (the released TensorFlow code in torch), but for: pixel
-centres lie at +0.5 (there at +0); the depths of Blender's scenes are half and one and a half times the distance to what
-the cameras look at (there 2 and 6, of cameras 4.03 away); a scene whose far end is not 1 to 10 units away is seen in
-other units, as networks begin with features of about that size (there loaders scale scenes); transmittance is the
-product of 1 - alpha (there 1 - alpha + 1e-10); with batches from one image, each image comes once per epoch (there at
-random).
+something. Both are compared with the photographs; a single network's first pass only says where to look. As in nerf-
+pytorch (the released TensorFlow code in torch), but for: pixel centres lie at +0.5 (there at +0); the depths of
+Blender's scenes are half and one and a half times the distance to what the cameras look at (there 2 and 6, of cameras
+4.03 away); a scene whose far end is not 1 to 10 units away is seen in other units, as networks begin with features of
+about that size (there loaders scale scenes); transmittance is the product of 1 - alpha (there 1 - alpha + 1e-10);
+with batches from one image, each image comes once per epoch (there at random).
 
 Symbols: R rays, M samples, K of them with positive density, L logits per colour channel.
 """

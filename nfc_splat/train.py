@@ -180,7 +180,10 @@ def _check_motion(name: str, views: "Split") -> None:
     if find_method(name).dynamic:
         if count < 2:
             why = "the frames have no times" if times is None else "all training frames have the same time"
-            raise UserError(f"--method {name} models motion, and {why}; use --method 3dgs, or give each frame its time")
+            raise UserError(
+                f"--method {name} models motion, and {why}; use --method 3dgs, or give each frame its time "
+                "(--time-from names takes it from the order of the images' names)"
+            )
         log.info("time:   the training frames carry %d different times, so the scene moves", count)
     elif count > 1:
         log.warning(

@@ -148,7 +148,7 @@ def _load(path: Path, config: DataConfig, undistort: bool) -> Scene:
     if not chosen["train"]:
         raise UserError(f"{capture.source}: no image is left for training; check the split and --test-every")
     notices.append(rule)
-    cameras, jobs = build_cameras(views, normalized_times(frames, notices), undistort)
+    cameras, jobs = build_cameras(views, normalized_times(frames, config, notices), undistort)
     undistorted = undistort and any(job.remap is not None for job in jobs)
     notices += _describe_lenses(views, undistort)
     notices += suspicions(cameras, jobs)

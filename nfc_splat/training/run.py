@@ -50,6 +50,7 @@ _OUTPUTS = (
     "mesh.ply",
     "mesh.obj",
     "mesh.glb",
+    "exported",
     CONFIG_FILE,
 )
 
