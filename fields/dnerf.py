@@ -6,8 +6,9 @@ in the order of time. There is no loss on displacements.
 
 As in the released code, but for what `nfc_splat.fields.nerf` names, and: images are reduced with their colours weighted
 by alpha (there without, so that the black of what is transparent bleeds into edges); later frames are the later ones,
-however they are listed; a first pass does not ask for colours. Published numbers are of `--protocol dnerf`, for lego of
-its broken test views, and for bouncing balls 38.93 dB (the paper's first version prints another scene's column).
+however they are listed; the network is not asked again about the first pass's samples. Published numbers are of
+`--protocol dnerf`, for lego of its broken test views, and for bouncing balls 38.93 dB (the paper's first version prints
+another scene's column).
 
 Symbols: R rays, M samples, N points, C training cameras.
 """

@@ -1,8 +1,8 @@
 """NeRF (Mildenhall et al. 2020): the model, how it is trained, and its files.
 
 Two networks: the first is asked at stratified samples of a ray, the second at these and at more where the first saw
-something. Both are compared with the photographs; a single network's first pass only says where to look. As in nerf-
-pytorch (the released TensorFlow code in torch), but for: pixel centres lie at +0.5 (there at +0); the depths of
+something. Both are compared with the photographs; a single network's first pass only says where to look. As in
+nerf-pytorch (the released TensorFlow code in torch), but for: pixel centres lie at +0.5 (there at +0); the depths of
 Blender's scenes are half and one and a half times the distance to what the cameras look at (there 2 and 6, of cameras
 4.03 away); a scene whose far end is not 1 to 10 units away is seen in other units, as networks begin with features of
 about that size (there loaders scale scenes); transmittance is the product of 1 - alpha (there 1 - alpha + 1e-10);
@@ -16,7 +16,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from safetensors.torch import save
@@ -39,7 +39,7 @@ from nfc_splat.rendering import Rendering
 from nfc_splat.rendering.hash_encoding import HashLevels
 from nfc_splat.rendering.march import Field, MarchedModel, Move, MovedField, alpha_from_density, composite
 from nfc_splat.rendering.packed import accumulate, render_weights
-from nfc_splat.rendering.samplers import importance, stratified
+from nfc_splat.rendering.samplers import importance, merged, more_where_seen, stratified
 from nfc_splat.rendering.samples import Samples, unit_directions
 
 WORLD = (0.0, 0.0, 0.0, 1.0)  # the frame in which networks see the world as it is
@@ -135,15 +135,30 @@ class Model(MarchedModel):
         samples = stratified(warped, near, far, config.coarse_samples, jitter=jitter, in_disparity=in_disparity)
         drawing = _Pass(self, self.fine, self.fine_points, views, self.draw_normals)
         if config.networks == 1:
-            known = self._in_world(samples, rays)
-            weights, seen = drawing.weights(move(known) if move else known), ()
-        else:
-            first = _Pass(self, self.coarse, self.coarse_points, views)
-            coarse, weights = self._draw(_behind(first, move), samples, rays, background)
-            seen = (coarse,)
+            return self._draw_once(drawing, samples, rays, background, move)
+        first = _Pass(self, self.coarse, self.coarse_points, views)
+        coarse, weights = self._draw(_behind(first, move), samples, rays, background)
         samples = importance(samples, weights, config.fine_samples, jitter=jitter)
         fine, _ = self._draw(_behind(drawing, move), samples, rays, background)
-        return replace(fine, auxiliary=seen) if self.training else fine
+        return replace(fine, auxiliary=(coarse,)) if self.training else fine
+
+    def _draw_once(
+        self, drawing: "_Pass", samples: Samples, rays: Rays, background: Tensor, move: Move | None
+    ) -> Rendering:
+        """One network's rendering: what it is asked at `samples` says where to look more closely, and is drawn too."""
+        first = self._asked(drawing, samples, rays, move)
+        alphas = alpha_from_density(first.density.detach(), samples.widths)
+        weights, _ = render_weights(alphas, samples.offsets)
+        more = more_where_seen(samples, weights, self.config.fine_samples, jitter=self.training)
+        second = self._asked(drawing, more, rays, move)
+        union, rows = merged(samples, more)
+        # Normals need the network itself, at positions that have a gradient.
+        field = _behind(drawing, move) if self.draw_normals else _Answered(drawing, first, second, rows)
+        return self._draw(field, union, rays, background)[0]
+
+    def _asked(self, drawing: "_Pass", samples: Samples, rays: Rays, move: Move | None) -> "_Answer":
+        known = self._in_world(samples, rays)
+        return drawing.ask(move(known) if move else known)
 
     def _draw(self, drawing: Field, samples: Samples, rays: Rays, background: Tensor) -> tuple[Rendering, Tensor]:
         """A rendering of `samples`, which lie on warped rays if there is a warp, and the weights [M] of all of them."""
@@ -166,6 +181,15 @@ class Model(MarchedModel):
         return replace(samples, rays=rays, t=self.ndc.depth(rays, share).view(-1))
 
 
+class _Answer(NamedTuple):
+    """What a network says of M samples: densities [M] per world length, logits [K, 3 L] of those with a density, and
+    which row of them is a sample's [M], -1 for none."""
+
+    density: Tensor
+    logits: Tensor
+    place: Tensor
+
+
 class _Pass:
     """One network's answers along the rays of one request, as the marcher's `Field`.
 
@@ -181,32 +205,47 @@ class _Pass:
         self.draw_normals, self.encoding = draw_normals, model.encoding
         self.logits: Tensor | None = None
 
-    def alpha(self, samples: Samples) -> tuple[Tensor, Tensor]:
-        """Opacities [M], and which row of the logits is a sample's [M]."""
+    def ask(self, samples: Samples) -> "_Answer":
+        """The network's answer at samples [M]."""
         density_noise = self.model.config.density_noise if self.model.training else 0.0
         noise = torch.randn_like(samples.t) * density_noise if density_noise else None
-        density, self.logits, rows = self.network(self._encoded(samples), self.views, samples.ray, noise)
+        ndc, positions = self.model.ndc, samples.positions
+        points = self.points(ndc.warp_points(positions) if ndc else self.model.to_local(positions))
+        density, logits, rows = self.network(points, self.views, samples.ray, noise)
         place = torch.full_like(samples.ray, -1)
         place[rows] = torch.arange(len(rows), device=rows.device)
-        return alpha_from_density(density, samples.widths / self.model.unit), place
+        return _Answer(density / self.model.unit, logits, place)
 
-    def _encoded(self, samples: Samples) -> Tensor:
-        """[M, E] what the network sees of the samples' positions."""
-        ndc, positions = self.model.ndc, samples.positions
-        return self.points(ndc.warp_points(positions) if ndc else self.model.to_local(positions))
-
-    @torch.no_grad()
-    def weights(self, samples: Samples) -> Tensor:
-        """Each sample's share [M] of its ray's colour, without drawing it."""
-        densities = self.network.densities(self._encoded(samples))
-        alphas = alpha_from_density(densities, samples.widths / self.model.unit)
-        return render_weights(alphas, samples.offsets)[0]
+    def alpha(self, samples: Samples) -> tuple[Tensor, Tensor]:
+        """Opacities [M], and which row of the logits is a sample's [M]."""
+        density, self.logits, place = self.ask(samples)
+        return alpha_from_density(density, samples.widths), place
 
     def color(self, samples: Samples, features: Tensor) -> Tensor:
         """Decoded colours [M, 3], with the bits' probabilities behind them if the model draws them."""
         # Rows ascend, so as many as there are is all of them.
         logits = self.logits if len(features) == len(self.logits) else self.logits[features]
         return self.model.head(logits, bits=self.model.draw_bits)
+
+
+class _Answered:
+    """A network that has been asked already, as the marcher's `Field`."""
+
+    draw_normals = False
+
+    def __init__(self, drawing: _Pass, first: _Answer, second: _Answer, rows: Tensor) -> None:
+        """rows: [M] which row of the two answers, one after the other, is a sample's."""
+        self.model, self.encoding = drawing.model, drawing.encoding
+        behind = torch.where(second.place < 0, -1, second.place + len(first.logits))
+        self.density = torch.cat([first.density, second.density]).index_select(0, rows)
+        self.place = torch.cat([first.place, behind]).index_select(0, rows)
+        self.logits = torch.cat([first.logits, second.logits])
+
+    def alpha(self, samples: Samples) -> tuple[Tensor, Tensor]:
+        return alpha_from_density(self.density, samples.widths), self.place
+
+    def color(self, samples: Samples, features: Tensor) -> Tensor:
+        return self.model.head(self.logits.index_select(0, features), bits=self.model.draw_bits)
 
 
 def _behind(field: Field, move: Move | None) -> Field:

@@ -84,10 +84,6 @@ class NeRFNetwork(nn.Module):
             density, color, rows = self._plain(points, views, ray, noise, head)
         return density.to(points.dtype), color.to(points.dtype), rows
 
-    def densities(self, points: Tensor) -> Tensor:
-        """Densities [M], at least 0, of encoded points [M, E], without the colours."""
-        return self.density(self.trunk(points))[:, 0].relu()
-
     def _plain(
         self, points: Tensor, views: Tensor, ray: Tensor, noise: Tensor | None, head: tuple[Tensor, ...]
     ) -> tuple[Tensor, Tensor, Tensor]:

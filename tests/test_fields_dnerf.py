@@ -11,10 +11,14 @@ from ngp_scenes import cameras, geometry
 from safetensors.torch import load_file
 from torch import nn
 
+from nfc_splat.cameras import Cameras
 from nfc_splat.errors import UserError
 from nfc_splat.fields import METHODS, dnerf, nerf, ngp
 from nfc_splat.fields.displacement import Displacement
-from nfc_splat.rendering.samplers import stratified
+from nfc_splat.fields.recipe import SceneGeometry
+from nfc_splat.rendering.march import MovedField, composite
+from nfc_splat.rendering.packed import render_weights
+from nfc_splat.rendering.samplers import importance, stratified
 
 SMALL = {"deformation_width": 24, "deformation_depth": 3, "width": 16, "rays": 64}
 NETWORKS = {"canonical": "networks", "depth": 3, "coarse_samples": 12, "fine_samples": 10}
@@ -78,19 +82,60 @@ def test_one_network_of_the_published_size(encoding, canonical):
 
 
 def test_rays_are_not_taken_through_a_second_loss():
-    """The first pass says where to look, and nothing is learned from it; all samples are drawn."""
+    """The first pass has no loss of its own and says where to look; all samples are drawn, and asked for once."""
     model = build().train()
+    asked = []
+    model.canonical.fine.register_forward_hook(lambda module, inputs, answer: asked.append(len(inputs[0])))
     drawn = model.march(rays_at(0.5), WHITE)
     assert drawn.auxiliary == ()
-    seen = []
-    densities = model.canonical.fine.densities
-    model.canonical.fine.densities = lambda points: seen.append(densities(points)) or seen[-1]
-    model.march(rays_at(0.5), WHITE)
-    (first,) = seen
-    assert len(first) == 40 * 12
-    assert not first.requires_grad
+    assert asked == [40 * 12, 40 * 10]
     drawn.color.sum().backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+def test_samples_that_were_asked_for_before_are_drawn_as_if_they_were_asked_for_now():
+    """Values and gradients of one rendering of all samples, in the order of the rays."""
+    model = build(octaves=4, target_encoding="binary").double().eval()
+    torch.nn.init.constant_(model.canonical.fine.density.bias, 0.2)
+    rays = rays_at(0.5)
+    rays = replace(rays, **{name: getattr(rays, name).double() for name in ("origins", "directions", "times")})
+    drawn = model.march(rays, WHITE.double())
+    canonical = model.canonical
+    views = canonical.view_encoding(torch.nn.functional.normalize(rays.directions, dim=-1))
+    field = MovedField(nerf._Pass(canonical, canonical.fine, canonical.fine_points, views), model.moved)
+    first = stratified(rays, *canonical.depth_range.tolist(), 12, jitter=False)
+    weights, _ = render_weights(field.alpha(first)[0].detach(), first.offsets)
+    whole = composite(field, importance(first, weights, 10, jitter=False), WHITE.double())
+    weight = torch.randn(40, 3, dtype=torch.float64)
+    parameters = list(model.parameters())
+    for name in ("color", "alpha", "depth"):
+        torch.testing.assert_close(getattr(drawn, name), getattr(whole, name))
+    ours, expected = (torch.autograd.grad((part.color * weight).sum(), parameters) for part in (drawn, whole))
+    for a, b in zip(ours, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("space", ["world", "ndc"])
+def test_one_network_is_two_that_are_equal(space):
+    """NeRF with --networks 1, in the world and in the coordinates of a forward-facing scene."""
+    sizes = {"width": 16, "depth": 3, "octaves": 4, "coarse_samples": 9, "fine_samples": 11, "target_encoding": "none"}
+    cameras = Cameras.pinhole(torch.eye(4)[None], torch.tensor([[30.0, 0, 12], [0, 30, 12], [0, 0, 1]]), 24, 24)
+    scene = SceneGeometry(cameras, None, None, near_far=(2.0, 9.0))
+    torch.manual_seed(0)
+    configs = [nerf.preset("paper", space=space, networks=count, **sizes) for count in (1, 2)]
+    one, two = (nerf.Model.initialise(config, scene).eval() for config in configs)
+    nn.init.constant_(one.fine.density.bias, 0.5)
+    assert not hasattr(one, "coarse")
+    for network in (two.coarse, two.fine):
+        network.load_state_dict(one.fine.state_dict())
+    rays = cameras.rays(
+        torch.randint(24, (30, 3), generator=torch.Generator().manual_seed(1)) * torch.tensor([0, 1, 1])
+    )
+    drawn, expected = one.march(rays, WHITE), two.march(rays, WHITE)
+    for name in ("color", "alpha", "depth"):
+        torch.testing.assert_close(getattr(drawn, name), getattr(expected, name), rtol=1e-4, atol=1e-5)
+    again = nerf.Model.from_tensors(one.config, one.state_dict()).eval()
+    assert torch.equal(again.march(rays, WHITE).color, drawn.color)
 
 
 def test_rays_run_from_2_to_6_around_published_scenes():

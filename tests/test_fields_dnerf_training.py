@@ -49,7 +49,7 @@ def test_the_command_learns_what_moves(scene, tmp_path):
     run = tmp_path / "run"
     sizes = {name: value for name, value in KINDS["hash"].items() if name != "bf16"}
     words = [str(scene), "--method", "dnerf", "--preset", "quick", "--out", str(run), "--quiet", "--no-bf16"]
-    assert main([*words, *words_of(sizes), "--steps", "150", "--threads", "1", "--background", "white"]) == 0
+    assert main([*words, *words_of(sizes), "--steps", "100", "--threads", "1", "--background", "white"]) == 0
     log = read_log(run)
     assert [log[0]["frames"], log[-1]["frames"]] == [3, 8]
     assert log[-1]["losses"]["photometric"] < 0.3 * log[0]["losses"]["photometric"]
