@@ -47,7 +47,8 @@ class TrainConfig:
     """Folder of the scene. Not needed with --resume PATH."""
 
     method: str = "auto"
-    """What to train: 3dgs, 4dgs, dvgo, nerf, neus or ngp. "auto" is 4dgs for frames of different times, else 3dgs."""
+    """What to train: 3dgs, 4dgs, dvgo, nerf, neus, ngp or strivec. "auto" is 4dgs for frames of different times, else
+    3dgs."""
 
     loss: Literal["regression", "classification", "bitwise"] = "regression"
     """The method's own loss, or that plus NFC's (arXiv 2403.01058): of colours, or of bits (Eq. 3; fields only)."""
