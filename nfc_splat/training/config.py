@@ -19,7 +19,7 @@ from nfc_splat.training.plain import from_plain, to_plain
 FREE = {"scene", "out", "resume", "overwrite", "device", "protocol", "threads", "quiet", "log_every", "checkpoints"}
 AUTO_METHOD, AUTO_MOVING_METHOD = "3dgs", "4dgs"  # what --method auto means, for scenes that stand still and others
 Preset = Literal["auto", "quick", "paper", "paper-original"]
-FREE_DATA = {"format", "allow_missing", "allow_external_paths", "max_pixels", "image_cache_gb"}
+FREE_DATA = {"format", "points", "allow_missing", "allow_external_paths", "max_pixels", "image_cache_gb"}
 
 
 @dataclass(frozen=True)
@@ -161,6 +161,8 @@ def resolve(config: TrainConfig) -> TrainConfig:
         weight = method.loss_weight
     scene = absolute_path(config.scene)
     name = scene.parent.name if scene.is_file() else scene.name
+    points = config.data.points
+    data = config.data if points is None else replace(config.data, points=absolute_path(points))
     out = config.out or Path("runs") / f"{name}-{method.name}-{config.loss}"
     return replace(
         config,
@@ -169,6 +171,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
         loss_weight=weight,
         preset=config.preset if config.preset != "auto" else "paper" if device == "cuda" else "quick",
         out=out,
+        data=data,
         device=device,
         model=_settle_encoding(config, method.name),
         threads=min(config.threads or available_cores(), available_cores()),

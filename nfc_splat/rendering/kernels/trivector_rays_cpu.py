@@ -36,7 +36,8 @@ def look_along(
 ):  # fmt: skip
     """Densities along rays, each from its near end until less than `stop` of it goes on.
 
-    Lengths and counts are those of `_tables`. Fills rows [M], -1 for samples that are not seen, values [M] and shares [L, M] of those that are, and kept [R].
+    Lengths and counts are those of `_tables`. Fills rows [M], -1 for samples that are not seen, values [M] and shares
+    [L, M] of those that are, and kept [R].
     """
     for r in prange(offsets.size - 1):
         left, count = f32(1), 0
