@@ -26,6 +26,7 @@ def query_reference(
 ) -> Tensor:
     """See `nfc_splat.rendering.trivectors.query_trivectors`."""
     inside = rows >= 0
+    points = torch.where(inside[:, None], points, torch.zeros_like(points))  # NaN would come through
     near = cells.neighbors[rows.clamp_min(0).long()].long()  # [M, L, K]
     values = []
     for level, line in enumerate(lines):
