@@ -42,6 +42,8 @@ class Config:
     """Rays of a batch of the coarse stage."""
     coarse_lr: float = 0.1
     """Learning rate of its densities and colours."""
+    coarse_eps: float = 1e-8
+    """Epsilon of its optimiser. A small one finds matter in fewer steps."""
     geometry_threshold: float = 1e-4
     """Opacity from which a voxel of the coarse stage counts. Few images leave thick geometry: raise it then."""
     unit: float | None = None
@@ -117,7 +119,7 @@ class Config:
             _require(self, name, getattr(self, name) >= 1, "1 or more")
         for name in ("rays", "lr_decay_steps", "max_parameters"):
             _require(self, name, getattr(self, name) >= 1, "1 or more")
-        for name in ("coarse_lr", "region", "density_scale", "lr_lines", "lr_net", "adam_eps"):
+        for name in ("coarse_lr", "coarse_eps", "region", "density_scale", "lr_lines", "lr_net", "adam_eps"):
             _require(self, name, getattr(self, name) > 0, "above 0")
         _require(self, "coarse_voxels", self.coarse_voxels >= 8, "8 or more")
         _require(self, "density_shift", math.isfinite(self.density_shift), "a finite number")
@@ -190,11 +192,12 @@ def _require(config: Config, name: str, holds: bool, expected: str) -> None:
 def _quick() -> Config:
     """Minutes on two CPU cores, for images of about 200 to 400 pixels."""
     return Config(
-        steps=3400,
+        steps=3300,
         coarse_voxels=64**3,
         coarse_rays=2048,
         coarse_lr=0.2,
-        geometry_threshold=1e-3,
+        coarse_eps=1e-15,
+        geometry_threshold=1e-2,
         max_parameters=8_000_000,
         halves=(0.3, 0.15),
         spacings=(0.4, 0.2),
@@ -203,9 +206,9 @@ def _quick() -> Config:
         appearance_rank=24,
         width=64,
         rays=2048,
-        coarse_steps=400,
-        grow_at=(500, 1000),
-        mask_at=(250, 500, 1000),
+        coarse_steps=300,
+        grow_at=(400, 900),
+        mask_at=(200, 500, 1000),
         lr_decay_steps=2000,
     )
 

@@ -63,6 +63,7 @@ def coarse_config(config: Config) -> dvgo.Config:
         rays=config.coarse_rays,
         lr_density=config.coarse_lr,
         lr_color=config.coarse_lr,
+        adam_eps=config.coarse_eps,
         growths=0,
         view_stride=4,
         mask_every=3 * config.coarse_steps,
