@@ -192,7 +192,7 @@ def _require(config: Config, name: str, holds: bool, expected: str) -> None:
 def _quick() -> Config:
     """Minutes on two CPU cores, for images of about 200 to 400 pixels."""
     return Config(
-        steps=3300,
+        steps=2800,
         coarse_voxels=64**3,
         coarse_rays=2048,
         coarse_lr=0.2,
@@ -201,15 +201,19 @@ def _quick() -> Config:
         max_parameters=8_000_000,
         halves=(0.3, 0.15),
         spacings=(0.4, 0.2),
-        cells=(15, 7, 21, 11, 31, 15),
+        cells=(15, 7, 25, 13, 41, 21),
         density_ranks=(16, 16),
         appearance_rank=24,
+        features=12,
+        octaves=1,
         width=64,
         rays=2048,
         coarse_steps=300,
         grow_at=(400, 900),
         mask_at=(200, 500, 1000),
-        lr_decay_steps=2000,
+        lr_decay_steps=1800,
+        lr_lines=0.03,
+        lr_net=2e-3,
     )
 
 

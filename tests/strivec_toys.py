@@ -16,7 +16,8 @@ def toy_config(**changes: object) -> Config:
     settings = dict(steps=150, coarse_steps=50, coarse_voxels=18**3, coarse_rays=256, coarse_lr=0.5, coarse_eps=1e-15)
     settings |= dict(geometry_threshold=1e-2, halves=(0.6, 0.3), spacings=(0.8, 0.4), cells=(8, 4, 12, 6))
     settings |= dict(density_ranks=(8, 5), appearance_rank=6, features=5, octaves=1, width=16, rays=256)
-    settings |= dict(grow_at=(40,), mask_at=(20, 50), lr_decay_steps=150, lr_lines=0.05, lr_net=1e-2)
+    settings |= dict(grow_at=(40,), mask_at=(20, 50), lr_decay_steps=150, lr_lines=0.1, lr_net=1e-2)
+    settings |= dict(density_shift=-6.0)
     return Config(**(settings | {"target_encoding": "none"} | changes))
 
 

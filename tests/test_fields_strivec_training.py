@@ -15,6 +15,7 @@ from nfc_splat.train import train
 from nfc_splat.training.checkpoint import newest_checkpoint
 from nfc_splat.training.config import CheckpointConfig
 from nfc_splat.training.load import load_run
+from nfc_splat.training.run import read_config
 
 
 @pytest.fixture(scope="module")
@@ -55,28 +56,34 @@ def test_the_checkpoint_is_as_large_as_the_numbers_it_holds(scene, tmp_path):
     assert checkpoint.path.stat().st_size < 1.3 * (own + moments) + 2**16
 
 
-# The coarse stage ends with step 10; masks, growth and shrinking follow after 4, 8 and 14 more.
-@pytest.mark.parametrize("crash", [7, 12, 16, 20, 26])
-def test_a_resumed_run_is_the_same_run(scene, tmp_path, monkeypatch, crash):
-    model = toy_config(
-        steps=30, coarse_steps=10, mask_at=(4, 14), grow_at=(8,), geometry_threshold=1e-5, mask_threshold=0.0
-    )
+def interrupted(scene, out):
+    """A run of 30 steps: the coarse stage ends with step 10; masks, growth and shrinking come 4, 8 and 14 later."""
+    thin = {"geometry_threshold": 1e-5, "mask_threshold": 0.0}
+    model = toy_config(steps=30, coarse_steps=10, mask_at=(4, 14), grow_at=(8,), **thin)
     saving = CheckpointConfig(save_steps=5, save_minutes=0, keep=2)
-    straight, broken = (
-        training_config(scene, tmp_path / name, model, checkpoints=saving, loss="classification", log_every=1)
-        for name in ("straight", "broken")
-    )
-    train(straight)
+    return training_config(scene, out, model, checkpoints=saving, loss="classification", log_every=1)
+
+
+@pytest.fixture(scope="module")
+def straight(scene, tmp_path_factory):
+    config = interrupted(scene, tmp_path_factory.mktemp("straight") / "run")
+    train(config)
+    return newest(config.out)
+
+
+@pytest.mark.parametrize("crash", [7, 12, 16, 20, 26])
+def test_a_resumed_run_is_the_same_run(scene, straight, tmp_path, monkeypatch, crash):
+    broken = interrupted(scene, tmp_path / "broken")
     crash_at(monkeypatch, crash, broken)
     train(dataclasses.replace(broken, resume=str(broken.out)))
-    assert_same(newest(straight.out), newest(broken.out))
+    assert_same(straight, newest(broken.out))
 
 
 def test_given_points_take_the_place_of_the_coarse_stage(scene, tmp_path):
     points = 0.8 * torch.nn.functional.normalize(torch.randn(300, 3), dim=-1)
     path = tmp_path / "points.txt"
     path.write_text("\n".join(";".join(f"{value:.5f}" for value in row) for row in points.tolist()))
-    model = toy_config(geometry="points", steps=60)
+    model = toy_config(geometry="points", steps=80)
     config = training_config(scene, tmp_path / "run", model, data=DataConfig(points=path), log_every=1)
     assert train(config) == 0
     log = [json.loads(line) for line in (config.out / "metrics.jsonl").read_text().splitlines()]
@@ -88,7 +95,7 @@ def test_fewer_training_views_are_recorded(scene, tmp_path):
     data = DataConfig(train_views=5)
     config = training_config(scene, tmp_path / "run", toy_config(steps=60, coarse_steps=50), data=data)
     assert train(config) == 0
-    assert json.loads((config.out / "config.json").read_text())["config"]["data"]["train_views"] == 5
+    assert read_config(config.out).data.train_views == 5
     protocol = json.loads((config.out / "eval/summary.json").read_text())["protocol"]
     assert protocol["views"] == {"train": 5, "test": 1}
     assert protocol["train_views"] == 5
