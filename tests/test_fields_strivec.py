@@ -119,9 +119,9 @@ def test_the_mask_asks_for_a_steps_opacity_in_its_own_length_or_as_drawn(kind, k
         model.scales[0].density[:, :, :, 0] = np.cbrt(raw)
         model.scales[1].density.zero_()
     points = model.cells.middles(model.cells.active())
-    assert float(opacity(model.raw_at(points, model.cells.rows_of(points)), -10.0, step).median()) == pytest.approx(
-        1e-3, rel=0.01
-    )
+    assert float(
+        opacity(model.raw_at(points, model.cells.rows_of(points)), config.density_shift, step).median()
+    ) == pytest.approx(1e-3, rel=0.01)
     if kept:
         before = len(points)
         model.update_mask(1)
@@ -132,7 +132,7 @@ def test_the_mask_asks_for_a_steps_opacity_in_its_own_length_or_as_drawn(kind, k
 
 
 def test_masking_and_shrinking_leave_what_is_opaque():
-    model = hardened(placed())
+    model = hardened(placed(toy_config(geometry="points", mask_threshold=1e-2)))
     with torch.no_grad():
         for scale in model.scales:
             scale.density[scale.centers[:, 0] < 0.35] = 0.0
