@@ -9,7 +9,8 @@ Differences from the released code: gradients of the compositing are exact where
 distortion loss is a mean over all rays, not up to the last one that meets something; epochs keep the batch that is left
 over at their end; transparent images of unbounded scenes are composited over the random colours, not over white first;
 the classification loss clamps at 1e-3 from below, not at 0 (`--loss-eps-low`); a bounded scene whose mask has become
-empty ends the run.
+empty ends the run; captures in LLFF's format take --near-clip from the distances between their cameras too, not nine
+tenths of the nearest stated depth.
 
 Symbols: R rays, M samples, P pixels, X, Y, Z nodes of a grid, K pixels, L logits per colour channel.
 """

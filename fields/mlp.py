@@ -79,7 +79,8 @@ class MLP(nn.Module):
         out_dim: O, or None for a trunk whose output is its last activation [N, W].
         width: W. depth: number of hidden layers, each with an activation; 0 is one linear map.
         skips: indices of hidden layers after which the input is concatenated in front; not the last layer of a trunk.
-        bf16: multiply in bfloat16 (activations too); sums, gradients of the parameters and outputs stay float32.
+        bf16: multiply in bfloat16 (activations too); sums and gradients of the parameters stay
+            float32, and outputs are float32 numbers with the eight bits of a bfloat16.
         fused: allow the fast path.
         """
         super().__init__()

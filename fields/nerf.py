@@ -116,7 +116,7 @@ class Model(MarchedModel):
         share, steps = samples.t, torch.arange(len(samples), device=samples.t.device)
         samples = replace(samples, steps=steps)
         if self.ndc:
-            t = self.ndc.depth(rays, share.view(len(rays.origins), -1)).view(-1)
+            t = self.ndc.depth(rays, share.view(len(rays.origins), len(share) // max(len(rays.origins), 1))).view(-1)
             samples = replace(samples, rays=rays, t=t)
         drawn = composite(drawing, samples, background)
         shown, weights = drawn.extras["samples"], drawn.extras["weights"].detach()

@@ -429,7 +429,7 @@ def _surroundings(config: Config, geometry: SceneGeometry, region: Region) -> st
     """What is behind the region: "none", "contracted" or "sphere"."""
     if config.surroundings != "auto":
         return config.surroundings
-    return "none" if geometry.has_alpha or region.inside_out else "contracted"
+    return "none" if geometry.cut_out or region.inside_out else "contracted"
 
 
 def _first_steps(config: Config, behind: str) -> int:

@@ -192,7 +192,9 @@ def choose_region(config: Config, geometry: SceneGeometry) -> Region:
         center, radius = enclosing_cube(geometry)
     inside_out = config.orientation == "inside_out"
     if config.orientation == "auto":
-        inside_out = focus_distances(geometry) is None
+        away = (geometry.cameras.to("cpu").centers.float() - center).abs().amax(1)
+        within = bool((away < radius).float().mean() > 0.5)
+        inside_out = within or focus_distances(geometry) is None
     return Region(center, radius * config.region_scale, inside_out, config)
 
 

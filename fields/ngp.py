@@ -100,7 +100,7 @@ class Model(MarchedModel):
         """An evenly thin fog in the space that suits the scene."""
         space = choose_space(config, geometry)
         log.info("scene:  %s", space.described())
-        space.warn_of_misses(probe_rays(geometry.cameras))
+        space.warn_of_misses(probe_rays(geometry.cameras.to("cpu")))
         return cls.over(config, space)
 
     @classmethod

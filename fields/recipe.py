@@ -73,6 +73,7 @@ class SceneGeometry:
         near_far: depth range that the scene's files state, along camera z, or None.
         bounds: [2, 3] lowest and highest corner of a box that the files state, or None.
         has_alpha: whether images are transparent where the scene is empty.
+        cut_out: whether images show an object with nothing around it, transparent there or of one colour.
         sphere: [4] float32, centre and radius of a sphere that the files state around what is wanted, or None.
     """
 
@@ -83,6 +84,7 @@ class SceneGeometry:
     bounds: Tensor | None = None
     has_alpha: bool = False
     sphere: Tensor | None = None
+    cut_out: bool = False
 
     @property
     def extent(self) -> float:

@@ -23,6 +23,7 @@ from nfc_splat.errors import UserError
 from nfc_splat.fields import dvgo
 from nfc_splat.fields.neus_config import Config
 from nfc_splat.fields.neus_region import Region
+from nfc_splat.fields.ngp_space import known_box
 from nfc_splat.fields.recipe import SceneGeometry
 from nfc_splat.fields.sdf_network import SDFNetwork
 from nfc_splat.rendering.level_set import LevelSet
@@ -51,7 +52,7 @@ def density_config(config: Config) -> dvgo.Config:
 
 
 def density_model(config: Config, geometry: SceneGeometry, region: Region) -> dvgo.Model:
-    """The untrained density field, over the region.
+    """The untrained density field, over the part of the region that holds the scene.
 
     Raises:
         UserError: the cameras see too little of the region.
@@ -68,8 +69,12 @@ def density_recipe(config: Config, geometry: SceneGeometry, region: Region) -> d
 
 
 def _within(geometry: SceneGeometry, region: Region) -> SceneGeometry:
-    """The same scene with the region as its bounds."""
-    return replace(geometry, bounds=region.bounds.to(geometry.cameras.viewmats.device), near_far=None)
+    """The same scene, bounded by what its files tell of its size, within the region."""
+    low, high = bounds = region.bounds.cpu()
+    if (box := known_box(geometry)) is not None:
+        box = box.clamp(low, high)
+        bounds = box if bool((box[0] < box[1]).all()) else bounds
+    return replace(geometry, bounds=bounds.to(geometry.cameras.viewmats.device), near_far=None)
 
 
 @torch.no_grad()

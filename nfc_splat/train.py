@@ -87,7 +87,8 @@ def scene_geometry(scene: "Scene", device: str) -> "SceneGeometry":
         None if part is None else part.to(device) for part in (scene.points, scene.colors, scene.bounds, scene.sphere)
     )
     cameras = scene.splits["train"].cameras.to(device)
-    return SceneGeometry(cameras, points, colors, scene.near_far, bounds, scene.has_alpha, sphere)
+    stated = {"near_far": scene.near_far, "bounds": bounds, "sphere": sphere}
+    return SceneGeometry(cameras, points, colors, has_alpha=scene.has_alpha, cut_out=scene.cut_out, **stated)
 
 
 def _begin(

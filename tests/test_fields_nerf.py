@@ -344,6 +344,14 @@ def test_samples_do_not_pass_gradients_to_the_first_network():
     assert all(p.grad is None or (p.grad == 0).all() for p in model.coarse.parameters())
 
 
+@pytest.mark.parametrize("space", ["world", "ndc"])
+def test_no_pixels_are_no_colours(space):
+    model = build(SceneGeometry(row(), None, None, near_far=(2.0, 9.0)), space=space).eval()
+    with torch.no_grad():
+        drawn = model.render(row(), torch.zeros(0, 3, dtype=torch.int64), background=WHITE)
+    assert (drawn.color.shape, drawn.depth.shape) == ((0, 3), (0, 1))
+
+
 def test_drawing_is_deterministic_and_training_is_not():
     model, rays = build(), some_rays(ring())
     noisy = build(density_noise=1.0)

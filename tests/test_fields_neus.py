@@ -228,6 +228,13 @@ def test_cameras_that_look_outwards_are_in_a_hollow():
     assert model.distance(middle) > 0 > model.distance(corner)
 
 
+def test_cameras_within_the_region_are_in_a_hollow():
+    """Those of a room that look across it, at one point."""
+    room = 2 * DISTANCE * torch.tensor([[-1.0, -1, -1], [1, 1, 1]])
+    assert choose_region(small(), geometry(points=room, colors=torch.zeros(2, 3))).inside_out
+    assert not choose_region(small(), geometry(points=room / 8, colors=torch.zeros(2, 3))).inside_out
+
+
 @pytest.mark.parametrize("shape", ["box", "sphere"])
 def test_where_rays_enter_and_leave(shape):
     where, asked = region(shape), rays()

@@ -18,9 +18,9 @@ from nfc_splat.errors import UserError
 from nfc_splat.fields import dvgo, neus, shape_from_density
 from nfc_splat.fields.neus import Recipe
 from nfc_splat.fields.neus_config import preset
-from nfc_splat.fields.neus_region import Region
+from nfc_splat.fields.neus_region import Region, choose_region
 from nfc_splat.fields.sdf_network import HashFeatures, SDFNetwork
-from nfc_splat.fields.shape_from_density import LATTICE, find_matter, fit
+from nfc_splat.fields.shape_from_density import LATTICE, density_model, find_matter, fit
 from nfc_splat.rendering.hash_encoding import HashLevels
 from nfc_splat.rendering.level_set import LevelSet
 from nfc_splat.train import train
@@ -249,6 +249,19 @@ def test_scenes_with_surroundings_and_short_runs(scene):
     assert [preset("quick", steps=steps).shape_steps for steps in (1, 2, 100)] == [0, 1, 40]
     with pytest.raises(UserError, match="--shape-steps 160: expected less than --steps 160"):
         replace(config, shape_steps=160)
+
+
+def test_the_first_stage_looks_where_the_scene_is():
+    """The region is a cube; of a flat room, it would be mostly empty."""
+    flat = torch.tensor([[-4.0, -4, -1], [4, 4, 1]])
+    room = geometry(points=flat, colors=torch.zeros(2, 3))
+    config = small("quick", depth=1, steps=300, shape_steps=200)
+    where = choose_region(config, room)
+    low, high = density_model(config, room, where).level_set().bounds
+    assert (where.bounds[1] - where.bounds[0]).unique().numel() == 1
+    assert torch.allclose((high - low) / (high - low).max(), torch.tensor([1, 1, 0.25]), atol=0.05)
+    assert (low <= flat[0]).all()
+    assert (high >= flat[1]).all()
 
 
 def test_matter_everywhere_or_nowhere_is_said(caplog):

@@ -149,6 +149,7 @@ class Capture:
         bounds: [2, 3] lowest and highest corner of the part of the scene that is wanted, if the files state one.
         sphere: [4] centre and radius of a sphere around the part that is wanted, if the files state one: NeuS works
             in the frame where it is the unit sphere.
+        cut_out: whether the images show an object alone, even where they have no transparency.
         collider: which of the three the format's own methods end their rays at, if the files say.
         notices: sentences for the user.
 
@@ -167,6 +168,7 @@ class Capture:
     near_far: tuple[float, float] | None = None
     bounds: np.ndarray | None = None
     sphere: np.ndarray | None = None
+    cut_out: bool = False
     collider: Collider | None = None
     notices: list[str] = field(default_factory=list)
 

@@ -82,6 +82,7 @@ class Scene:
         colors: [M, 3] float32 in [0, 1], or None.
         background: [3] what transparent images are composited over, and what lies behind the scene.
         has_alpha: whether any image has transparent pixels.
+        cut_out: whether the images show an object alone: they are transparent around it, or their format says so.
         resampler: what reduced the images: "none", "area", or the folder used, such as "images_4".
         undistorted: whether a lens was taken away.
         world_to_gt: [4, 4] float64 from this frame to the ground truth's, or None.
@@ -104,6 +105,7 @@ class Scene:
     colors: Tensor | None
     background: Tensor
     has_alpha: bool
+    cut_out: bool
     resampler: str
     undistorted: bool
     world_to_gt: Tensor | None
@@ -176,6 +178,7 @@ def _load(path: Path, config: DataConfig, undistort: bool) -> Scene:
         colors=colors,
         background=background,
         has_alpha=has_alpha,
+        cut_out=has_alpha or capture.cut_out,
         resampler=resampler,
         undistorted=undistorted,
         world_to_gt=None if capture.world_to_gt is None else torch.from_numpy(capture.world_to_gt),

@@ -53,7 +53,7 @@ def importance(samples: Samples, weights: Tensor, count: int, *, jitter: bool) -
     inner weights over the midpoints; the answer holds old and new ones, sorted, S + count per ray, without a gradient.
     """
     rays = samples.rays
-    t = samples.t.view(len(rays.origins), -1).detach()
+    t = samples.t.view(len(rays.origins), len(samples) // max(len(rays.origins), 1)).detach()
     middle = 0.5 * (t[:, 1:] + t[:, :-1])
     new = sample_pdf(middle, weights.detach().view_as(t)[:, 1:-1], count, jitter=jitter)
     t = torch.cat([t, new], 1).sort(dim=1).values

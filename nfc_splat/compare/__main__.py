@@ -1,0 +1,99 @@
+"""`python -m nfc_splat.compare SCENE...`: train every combination of methods, variants and seeds under one budget, and
+put the results into one table."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from nfc_splat.compare.experiments import EXPERIMENTS
+from nfc_splat.errors import UserError, run_command
+from nfc_splat.options import parse_options
+
+if TYPE_CHECKING:
+    from nfc_splat.compare.plan import Case
+
+PROGRAM = "python -m nfc_splat.compare"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Train every combination under one budget, and put the results into one table. What follows -- is passed on to
+    every training: compare SCENE --preset quick -- --downscale 2."""
+
+    scenes: tuple[Path, ...]
+    """Folders of scenes, one or more."""
+    preset: Literal["quick", "paper"]
+    """Of every method."""
+    experiment: Literal["static", "surface"] = "static"
+    """What is compared. static: images by regression and by classification. surface: meshes too."""
+    methods: tuple[str, ...] = ()
+    """Methods, by default those of the experiment."""
+    seeds: tuple[int, ...] = (42,)
+    """Each combination is trained with each of them."""
+    truth: Path | None = None
+    """The mesh of the true surface, for experiments that measure it, by default NAME_mesh.ply in the scene or beside
+    it."""
+    out: Path | None = None
+    """Folder of the runs and results, by default runs/compare-EXPERIMENT. What is finished there is not done again."""
+    dry_run: bool = False
+    """Print the commands, and what is left to do, and do nothing."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Plan, train, measure, print; returns the exit code: 1 where a case failed."""
+    options, passed = _parse(sys.argv[1:] if arguments is None else arguments)
+    from nfc_splat.compare import plan, results, work
+    from nfc_splat.fields import find_method
+
+    experiment = EXPERIMENTS[options.experiment]
+    methods = options.methods or experiment.methods
+    for name in methods:
+        find_method(name)
+    if options.truth is not None and not (experiment.surfaces and len(options.scenes) == 1):
+        raise UserError(f"--truth {options.truth}: is for one scene and an experiment that measures surfaces")
+    find = plan.with_truth if experiment.surfaces else lambda scene, truth: plan.MeasuredScene(scene)
+    scenes = [find(scene, options.truth) for scene in options.scenes]
+    out = options.out or Path("runs", f"compare-{experiment.name}")
+    cases = plan.plan(experiment, scenes, methods, options.seeds, plan.Budget(options.preset, passed), out)
+    if options.dry_run:
+        _show(cases)
+        return 0
+    failures, code = work.do(cases, out)
+    if code:
+        return code
+    for path in results.report(experiment, cases, failures, out):
+        print(f"  wrote {path}")
+    return 1 if failures else 0
+
+
+def _parse(arguments: Sequence[str]) -> tuple[Options, tuple[str, ...]]:
+    """The options, and the words after `--`."""
+    import tyro
+
+    words = list(arguments)
+    passed: list[str] = []
+    if "--" in words:
+        cut = words.index("--")
+        words, passed = words[:cut], words[cut + 1 :]
+    default = Options(scenes=tyro.MISSING, preset=tyro.MISSING)
+    options = parse_options(
+        Options, words, PROGRAM, default=default, positional={"scenes": "SCENE"}, expected="scenes and flags only"
+    )
+    if not options.scenes:
+        raise UserError(f"no SCENE; expected folders of scenes, see {PROGRAM} --help")
+    for scene in options.scenes:
+        if not scene.is_dir():
+            raise UserError(f"{scene}: no such folder; expected a scene")
+    return options, tuple(passed)
+
+
+def _show(cases: Sequence["Case"]) -> None:
+    for case in cases:
+        for command in case.commands:
+            print(f"{'done  ' if command.product.exists() else ''}{command.text}")
+
+
+if __name__ == "__main__":
+    run_command(main)
