@@ -30,7 +30,7 @@ def test_the_published_sizes():
     model = Model(config, choose_region(config, ball_geometry()))
     assert model.basis.weight.numel() == 27 * 48 * 3
     assert [layer.weight.shape[1] for layer in model.net.layers] == [27 + 3 + 2 * 2 * 27 + 2 * 2 * 3, 128, 128]
-    assert float(model.basis.weight.abs().max()) == pytest.approx(48**-0.5, rel=1e-3)
+    assert model.basis.weight.abs().max().item() == pytest.approx(48**-0.5, rel=1e-3)
 
 
 def test_the_synthetic_scenes_have_the_published_unit_and_region():
