@@ -19,8 +19,10 @@ class Config:
     """Strivec (Gao et al. 2023). --help shows the values of the chosen --preset."""
 
     FLAG_GROUPS: ClassVar[dict[str, str]] = {
-        "steps": "strivec scene and geometry",
+        "steps": "strivec geometry",
+        "unit": "strivec region",
         "halves": "strivec tensors",
+        "border": "strivec drawing",
         "rays": "strivec schedule",
         "lr_lines": "strivec losses and learning rates",
     }

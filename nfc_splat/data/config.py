@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from nfc_splat.errors import UserError
 
@@ -15,6 +15,8 @@ PILLOW_MAX_PIXELS = 178_956_970
 @dataclass(frozen=True)
 class DataConfig:
     """How to read a scene folder."""
+
+    FLAG_GROUPS: ClassVar[dict[str, str]] = {"format": "data", "ignore_background": "data limits"}
 
     format: Format = "auto"
     """What the scene is. "auto" finds out and says why."""
