@@ -54,7 +54,7 @@ class Config:
     region: float = 1.5
     """Half side of the cube that is drawn, about the point that the cameras look at. Bounds that the scene states take
     its place."""
-    max_parameters: int = 64_000_000
+    max_parameters: int = 128_000_000
     """Refuse to place tensors that would have more numbers than this in the end; each takes 16 bytes."""
 
     halves: tuple[float, ...] = (0.3, 0.15, 0.075)

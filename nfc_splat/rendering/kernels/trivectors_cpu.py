@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from nfc_splat.rendering.kernels.grid_cpu import prefetch
 from nfc_splat.rendering.kernels.numba_tools import f32, inlined, kernel, parallel_kernel
 from nfc_splat.rendering.kernels.threads import numba_threads
 from nfc_splat.rendering.kernels.vectors_cpu import dot, load, plus_scaled, plus_times, scaled, store, times
@@ -27,6 +28,7 @@ from nfc_splat.rendering.tensor_cells import TensorCells
 
 LANES = 8
 CHUNKS = 32  # of the samples while sorting; fixed, because a tensor's order must not depend on the threads
+AHEAD = 12  # samples between asking for a cell's tensors and using them
 NEARNESS = f32(1e-6)  # added to a distance before it is inverted
 
 
@@ -84,6 +86,14 @@ def _lines_at(dx, dy, dz, tensor, shape, clamp):
         v,
         w,
     )
+
+
+@inlined
+def ask_for_tensors(rows, m, neighbors, level):
+    """Ask for the memory of the tensors that a sample some steps ahead asks."""
+    row = np.int64(rows[min(m + AHEAD, len(rows) - 1)])
+    if row >= 0:
+        prefetch(neighbors, (row * neighbors.shape[1] + level) * neighbors.shape[2])
 
 
 @kernel
@@ -156,6 +166,7 @@ def _features(x, y, z, neighbors, row, level, centers, lines, shape, clamp, valu
 def sum_ranks(points, rows, neighbors, level, centers, lines, shape, clamp, values, shares):
     """Add one scale's densities to values [M]; fill shares [M], what the sums of weights are divided by, inverted."""
     for m in prange(len(points)):
+        ask_for_tensors(rows, m, neighbors, level)
         row = rows[m]
         shares[m] = f32(0)
         if row >= 0:
@@ -168,6 +179,7 @@ def sum_ranks(points, rows, neighbors, level, centers, lines, shape, clamp, valu
 def keep_ranks(points, rows, neighbors, level, centers, lines, shape, clamp, values, columns, column, shares):
     """Fill C columns of values [M * columns] from `column` on, and shares [M]."""
     for m in prange(len(points)):
+        ask_for_tensors(rows, m, neighbors, level)
         row, at = rows[m], m * columns + column
         shares[m] = f32(0)
         if row >= 0:
@@ -184,6 +196,7 @@ def sort_pairs(rows, used, neighbors, level, tensors):
     counts = np.zeros((CHUNKS, tensors), np.int64)
     for chunk in prange(CHUNKS):
         for m in range(chunk * count // CHUNKS, (chunk + 1) * count // CHUNKS):
+            ask_for_tensors(rows, m, neighbors, level)
             if used[m] and rows[m] >= 0:
                 for k in range(most):
                     tensor = neighbors[rows[m], level, k]
@@ -200,6 +213,7 @@ def sort_pairs(rows, used, neighbors, level, tensors):
     order = np.empty(total, np.int32)
     for chunk in prange(CHUNKS):
         for m in range(chunk * count // CHUNKS, (chunk + 1) * count // CHUNKS):
+            ask_for_tensors(rows, m, neighbors, level)
             if used[m] and rows[m] >= 0:
                 for k in range(most):
                     tensor = neighbors[rows[m], level, k]
