@@ -80,6 +80,11 @@ METHODS = {
             "nfc_splat.fields.neus",
             loss_weight=20.0,
         ),
+        Method(
+            "strivec",
+            "sparse tri-vector tensors at several scales (Strivec, Gao et al. 2023)",
+            "nfc_splat.fields.strivec",
+        ),
     )
 }
 

@@ -17,8 +17,9 @@ from nfc_splat.data.assemble import build_cameras, normalized_times, suspicions
 from nfc_splat.data.capture import Capture, Collider, counted
 from nfc_splat.data.config import DataConfig
 from nfc_splat.data.detect import detect_format, missing_parts, scene_root
+from nfc_splat.data.points import read_points
 from nfc_splat.data.prepare import View, prepare_views
-from nfc_splat.data.splits import assign_splits
+from nfc_splat.data.splits import assign_splits, fewer_views
 from nfc_splat.data.store import ImageStore
 from nfc_splat.errors import UserError
 
@@ -139,6 +140,9 @@ def load_scene(path: Path | str, config: DataConfig | None = None, *, undistort:
 def _load(path: Path, config: DataConfig, undistort: bool) -> Scene:
     root, format, reason = _identify(path, config)
     capture: Capture = importlib.import_module(f"nfc_splat.data.{format}").read(root, config)
+    if config.points is not None:
+        cloud = read_points(config.points)
+        capture.points, capture.colors = cloud.points, cloud.colors
     notices, stated = capture.notices, capture.digest()
     views, resampler = prepare_views(root, capture, config)
     frames = [view.frame for view in views]
@@ -148,6 +152,9 @@ def _load(path: Path, config: DataConfig, undistort: bool) -> Scene:
     if not chosen["train"]:
         raise UserError(f"{capture.source}: no image is left for training; check the split and --test-every")
     notices.append(rule)
+    chosen["train"], rule = fewer_views(chosen["train"], config.train_views)
+    if rule is not None:
+        notices.append(rule)
     cameras, jobs = build_cameras(views, normalized_times(frames, config, notices), undistort)
     undistorted = undistort and any(job.remap is not None for job in jobs)
     notices += _describe_lenses(views, undistort)
@@ -251,5 +258,6 @@ def _initial_points(
         capture.notices.append("The scene has no initial points; methods that need some start from random ones.")
         return None, None
     if capture.points is not None:
-        capture.notices.append(f"The scene brings {counted(len(points), 'initial point')}.")
+        source = "The scene brings" if config.points is None else f"{config.points} has"
+        capture.notices.append(f"{source} {counted(len(points), 'initial point')}.")
     return torch.from_numpy(np.ascontiguousarray(points)), None if colors is None else torch.from_numpy(colors)
