@@ -39,9 +39,9 @@ def main(argv: Sequence[str]) -> int:
     config = replace(parse_command_line(argv), quiet=True, log_every=10**9)
     set_threads(config.threads)
     keep_freed_memory()
-    with _quiet():
+    with quiet():
         scene = load_training_scene(config)
-        trainers = {name: _trainer(other, scene) for name, other in variants(config).items()}
+        trainers = {name: make_trainer(other, scene) for name, other in variants(config).items()}
         seconds = take_turns(trainers, config.steps)
     counted = {name: np.array(times[int(SKIPPED * config.steps) :]) for name, times in seconds.items()}
     base = counted["regression"]
@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """What every training would say is said by none."""
     log = logging.getLogger("nfc_splat")
     before = log.level
@@ -93,14 +93,15 @@ def take_turns(trainers: dict[str, "Trainer"], steps: int) -> dict[str, list[flo
         for step in range(steps):
             for turn in range(len(names)):
                 name = names[(step + turn) % len(names)]
-                started = _clock(trainers[name].config.device)
+                started = clock(trainers[name].config.device)
                 trainers[name].step()
-                seconds[name].append(_clock(trainers[name].config.device) - started)
+                seconds[name].append(clock(trainers[name].config.device) - started)
             advance()
     return seconds
 
 
-def _trainer(config: "TrainConfig", scene: Any) -> "Trainer":
+def make_trainer(config: "TrainConfig", scene: Any) -> "Trainer":
+    """A trainer before its first step, that writes nothing."""
     from nfc_splat.train import scene_geometry
     from nfc_splat.training.batches import Batches
     from nfc_splat.training.state import fresh_state
@@ -111,7 +112,7 @@ def _trainer(config: "TrainConfig", scene: Any) -> "Trainer":
     return Trainer(config, batches, state, None, _NoRun())
 
 
-def _clock(device: str) -> float:
+def clock(device: str) -> float:
     """Seconds, once the device has finished what it was given."""
     if device == "cuda":
         import torch

@@ -65,10 +65,14 @@ class Options:
     """Where our step runs."""
     kernels: bool = False
     """Time the kernels of marched fields beside plain torch instead; --steps then counts the rounds."""
+    fields: tuple[Literal["dvgo", "ngp", "nerf"], ...] = ()
+    """Time training steps of these ray-marched methods by phase instead, of the quick preset."""
+    scene: Path | None = None
+    """What --fields trains on: a scene folder, or a painted ball by default."""
     mesh: bool = False
     """Time geometry evaluation beside open3d, trimesh and scipy instead."""
     record: Path | None = None
-    """A JSON file for what --kernels or --mesh measures."""
+    """A JSON file for what --fields, --kernels or --mesh measures."""
 
 
 # ------------------------------------------------------------------------------------------------ the scene
@@ -276,12 +280,20 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--steps {options.steps}: expected at least 1")
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch sees no CUDA device here; python -m nfc_splat.doctor says why")
-    if options.record is not None and not (options.kernels or options.mesh):
+    if options.record is not None and not (options.fields or options.kernels or options.mesh):
         raise UserError(
-            f"--record {options.record}: only --kernels and --mesh write a record; add one, or leave this out"
+            f"--record {options.record}: only --fields, --kernels and --mesh write a record; add one, or leave this out"
+        )
+    if options.scene is not None and not options.fields:
+        raise UserError(
+            f"--scene {options.scene}: only --fields trains on a scene; add --fields dvgo, or leave this out"
         )
     threads = set_threads(options.threads)
     keep_freed_memory()
+    if options.fields:
+        from nfc_splat.eval.speed_phases import time_fields
+
+        return time_fields(options.fields, options.scene, options.steps, threads, options.device, options.record)
     if options.kernels:
         from nfc_splat.eval.speed_fields import compare_kernels
 
