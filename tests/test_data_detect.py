@@ -149,7 +149,8 @@ def test_every_field_is_a_flag():
 
     arguments = "--format colmap --downscale 4 --test-every 5 --background white --allow-missing --image-cache-gb 0.5"
     config = tyro.cli(DataConfig, args=[*arguments.split(), "--time-from", "names"])
-    expected = DataConfig("colmap", 4, 5, "names", "white", allow_missing=True, image_cache_gb=0.5)
+    stated = {"time_from": "names", "background": "white", "allow_missing": True, "image_cache_gb": 0.5}
+    expected = DataConfig("colmap", 4, 5, **stated)
     assert config == expected
 
 
