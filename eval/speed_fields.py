@@ -8,6 +8,7 @@ ratio is the median, over the rounds, of plain by ours. Before they are timed th
 Symbols: M points, R rays.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -29,6 +30,8 @@ from nfc_splat.rendering.hash_encoding import HashLevels, hash_encode
 from nfc_splat.rendering.kernels.hash_reference import hash_encode_reference
 from nfc_splat.rendering.occupancy import march_occupancy, ray_box
 from nfc_splat.rendering.packed import accumulate, render_weights
+from nfc_splat.rendering.tensor_cells import find_cells
+from nfc_splat.rendering.trivectors import query_trivectors
 from nfc_splat.terminal import print_table, progress
 
 WARM_UP = 2
@@ -44,6 +47,7 @@ class Sizes:
     log2_table_size: int = 19
     rays: int = 4096
     samples: int = 30  # per ray, on average
+    cells: int = 121  # of the vectors of the largest tensors
 
 
 SIZES = Sizes()
@@ -231,6 +235,39 @@ def perceptron(sizes: Sizes, device: str) -> Pair:
     return Pair(f"perceptron, {sizes.points:,} x 32, 64, 16", *functions, *leaves)
 
 
+def tri_vectors(ranks: tuple[int, int, int], summed: bool) -> Callable[[Sizes, str], Pair]:
+    """Tensors of three scales (Strivec's of the Chair, grown up) asked at runs of 16 samples half a cell apart: their
+    densities, or the ranks of their appearance."""
+
+    def make(sizes: Sizes, device: str) -> Pair:
+        halves, length = (0.3, 0.15, 0.075), 1.2
+        cells = [max(2, sizes.cells // 2**level) for level in range(3)]
+        centers = []
+        for half in halves:
+            middles = torch.arange(half * 2 / 3, length, half * 4 / 3)
+            centers.append(torch.cartesian_prod(middles, middles, middles))
+        cell = 2 * halves[0] / cells[0]
+        lattice = find_cells(torch.zeros(3), cell, (math.ceil(length / cell),) * 3, centers, halves, 4).to(device)
+        shapes = zip(centers, cells, ranks, strict=True)
+        lines = [_random(len(c), 3, d + 1, r, device=device, seed=r + d) - 0.5 for c, d, r in shapes]
+        lines = [line.requires_grad_() for line in lines]
+        starts, runs = _random(-(-sizes.points // 16), 1, 3, device=device), torch.arange(16, device=device)
+        towards = torch.nn.functional.normalize(_random(len(starts), 1, 3, device=device, seed=1) - 0.5, dim=-1)
+        points = (0.1 + 0.8 * starts * length + 0.5 * cell * runs[:, None] * towards).reshape(-1, 3)
+        rows = lattice.rows_of(points)
+
+        def asked(backend: Any) -> Function:
+            options = {"summed": summed, "clamp": False, "backend": backend}
+            return lambda *lines: query_trivectors(lattice, lines, points, rows, **options)
+
+        what = "density" if summed else "appearance"
+        name = f"tri-vector {what}, {len(points):,} samples, ranks {', '.join(map(str, ranks))}"
+        return Pair(name, asked("auto"), asked("reference"), lines, lines)
+
+    make.__name__ = f"tri_vectors_{'summed' if summed else 'apart'}"
+    return make
+
+
 PAIRS: Sequence[Callable[[Sizes, str], Pair]] = (
     hash_encoding,
     interpolation(12),
@@ -240,4 +277,6 @@ PAIRS: Sequence[Callable[[Sizes, str], Pair]] = (
     harmonics,
     decoding,
     perceptron,
+    tri_vectors((32, 24, 16), summed=True),
+    tri_vectors((48, 48, 48), summed=False),
 )

@@ -1,7 +1,11 @@
-"""The methods, by name. Each is one file, imported only when it is asked for."""
+"""The methods, by name. Each is one file, imported only when it is asked for.
+
+Other packages add their own: an entry point of the group "nfc_splat.methods" that names a `Method`.
+"""
 
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.metadata import entry_points
 from typing import Any
 
 from nfc_splat.errors import UserError
@@ -65,17 +69,34 @@ METHODS = {
             preset_fields=("space",),
         ),
         Method(
+            "dnerf",
+            "a static field behind a deformation, for scenes that move (D-NeRF, Pumarola et al. 2021)",
+            "nfc_splat.fields.dnerf",
+            dynamic=True,
+        ),
+        Method(
             "neus",
             "a signed distance field and its surface (NeuS, Wang et al. 2021)",
             "nfc_splat.fields.neus",
             loss_weight=20.0,
+        ),
+        Method(
+            "strivec",
+            "sparse tri-vector tensors at several scales (Strivec, Gao et al. 2023)",
+            "nfc_splat.fields.strivec",
         ),
     )
 }
 
 
 def find_method(name: str) -> Method:
-    """The method called `name`; a `UserError` that lists the names otherwise."""
-    if name not in METHODS:
-        raise UserError(f"--method {name}: expected one of {', '.join(METHODS)}")
-    return METHODS[name]
+    """The method called `name`, of this package or an installed one; a `UserError` that lists the names otherwise."""
+    if name in METHODS:
+        return METHODS[name]
+    installed = {point.name: point for point in entry_points(group="nfc_splat.methods")}
+    if name not in installed:
+        raise UserError(f"--method {name}: expected one of {', '.join([*METHODS, *installed])}")
+    method = installed[name].load()
+    if not isinstance(method, Method):
+        raise UserError(f"--method {name}: {installed[name].value} is {method!r}, expected a nfc_splat.fields.Method")
+    return method

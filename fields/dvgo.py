@@ -9,7 +9,8 @@ Differences from the released code: gradients of the compositing are exact where
 distortion loss is a mean over all rays, not up to the last one that meets something; epochs keep the batch that is left
 over at their end; transparent images of unbounded scenes are composited over the random colours, not over white first;
 the classification loss clamps at 1e-3 from below, not at 0 (`--loss-eps-low`); a bounded scene whose mask has become
-empty ends the run.
+empty ends the run; captures in LLFF's format take --near-clip from the distances between their cameras too, not nine
+tenths of the nearest stated depth.
 
 Symbols: R rays, M samples, P pixels, X, Y, Z nodes of a grid, K pixels, L logits per colour channel.
 """
@@ -20,7 +21,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, Self
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -44,7 +44,7 @@ from nfc_splat.fields.dvgo_config import preset as preset
 from nfc_splat.fields.dvgo_space import Box, Contracted, Space, contracted_step, inner_steps
 from nfc_splat.fields.dvgo_views import crossing_pixels, image_rays, near_camera, view_counts
 from nfc_splat.fields.encodings import Positional
-from nfc_splat.fields.marched import MarchedRecipe, warn_of_misses
+from nfc_splat.fields.marched import MarchedRecipe, packed_pixels, unpacked_pixels, warn_of_misses
 from nfc_splat.fields.masked_adam import MaskedAdam
 from nfc_splat.fields.mlp import MLP
 from nfc_splat.fields.occupancy_mask import OccupancyMask
@@ -452,17 +452,12 @@ class Recipe(MarchedRecipe):
         log.info("step %d: %s; %.0f %% of the rays cross it", step, model.described(), share)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The candidates as one bit per pixel up to the last of them."""
-        if self.candidates is None:
-            return {}
-        chosen = np.zeros(int(self.candidates[-1]) + 1 if len(self.candidates) else 0, bool)
-        chosen[self.candidates.numpy()] = True
-        return {"candidates": torch.from_numpy(np.packbits(chosen))}
+        """The candidates as one bit per pixel."""
+        return {} if self.candidates is None else {"candidates": packed_pixels(self.candidates)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         if "candidates" in state:
-            chosen = np.unpackbits(state["candidates"].cpu().numpy())
-            self.candidates = torch.from_numpy(chosen.nonzero()[0])
+            self.candidates = unpacked_pixels(state["candidates"])
 
 
 @torch.no_grad()

@@ -66,7 +66,7 @@ class Config:
     steps is taken as given. Published: 25000, and 30000 for unbounded scenes, which takes --bounded no."""
     bounded: Literal["auto", "yes", "no"] = "auto"
     """"yes" for an object with nothing around it (a coarse stage finds its box), "no" for scenes without end (space is
-    contracted). "auto" is "yes" where the images are transparent."""
+    contracted). "auto" is "yes" where the images show an object alone."""
     target_encoding: Literal["auto", "none", "binary", "gray", "onehot", "thermometer"] = "auto"
     """What the colour network predicts: values ("none") or NFC's code of them. "auto" is "none" for regression and
     "binary" otherwise."""
@@ -195,17 +195,17 @@ def settled(config: Config, bounded: bool) -> Config:
 
 
 def is_bounded(config: Config, geometry: SceneGeometry) -> bool:
-    """Whether the scene is an object with nothing around it: as `config` says, else if images are transparent."""
-    return geometry.has_alpha if config.bounded == "auto" else config.bounded == "yes"
+    """Whether the scene is an object with nothing around it: as `config` says, else if images show it alone."""
+    return geometry.cut_out if config.bounded == "auto" else config.bounded == "yes"
 
 
 def settled_for(config: Config, geometry: SceneGeometry) -> Config:
     """`config` settled for the scene, after saying what follows from that."""
     if config.bounded == "auto":
-        kinds = "no image is transparent: an unbounded", "images are transparent: a bounded"
-        log.info("scene:  %s scene (--bounded %s)", kinds[geometry.has_alpha], ("no", "yes")[geometry.has_alpha])
-        if not geometry.has_alpha and config.steps == PAPER_STEPS["yes"]:
-            log.info("scene:  published are %d steps for unbounded scenes: give --bounded no", PAPER_STEPS["no"])
+        kinds = "no image shows an object alone: an unbounded", "images show an object alone: a bounded"
+        log.info("scene:  %s scene (--bounded %s)", kinds[geometry.cut_out], ("no", "yes")[geometry.cut_out])
+        if not geometry.cut_out and config.steps == PAPER_STEPS["yes"]:
+            log.warning("published are %d steps for unbounded scenes: give --bounded no", PAPER_STEPS["no"])
     config = settled(config, is_bounded(config, geometry))
     growths = min(config.growths, config.fine_steps // config.grow_every)
     if growths < config.growths:

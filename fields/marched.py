@@ -6,6 +6,7 @@ Symbols: P pixels of a batch.
 import logging
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,3 +59,15 @@ def warn_of_misses(hit: Tensor, what: str, remedy: str) -> None:
     share = float(hit.float().mean())
     if share < FEW_HITS:
         log.warning("only %.1f %% of the rays meet %s: %s", 100 * share, what, remedy)
+
+
+def packed_pixels(numbers: Tensor) -> Tensor:
+    """Ascending numbers [K] of pixels as one bit per pixel up to the last of them, uint8, for a checkpoint."""
+    chosen = np.zeros(int(numbers[-1]) + 1 if len(numbers) else 0, bool)
+    chosen[numbers.numpy()] = True
+    return torch.from_numpy(np.packbits(chosen))
+
+
+def unpacked_pixels(bits: Tensor) -> Tensor:
+    """The inverse of `packed_pixels`, [K] int64."""
+    return torch.from_numpy(np.unpackbits(bits.cpu().numpy()).nonzero()[0])

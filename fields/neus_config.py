@@ -29,7 +29,8 @@ class Config:
     count in steps is taken as given."""
     shape_steps: int = 0
     """Steps of a first stage, in which voxel densities (--method dvgo, quick) find the shape from which the surface
-    starts; 0 starts from a ball, and so do scenes with surroundings. Other flags count their steps from its end."""
+    starts; 0 starts from a ball, and so do rooms and scenes with surroundings. Other flags count their steps from its
+    end."""
     target_encoding: Literal["auto", "none", "binary", "gray", "onehot", "thermometer"] = "auto"
     """What the colour network predicts: values ("none") or NFC's code of them. "auto" is "none" for regression and
     "binary" otherwise."""
@@ -45,7 +46,7 @@ class Config:
     """Enlarges (above 1) or shrinks the region that is found for the scene."""
     surroundings: Literal["auto", "none", "contracted", "sphere"] = "contracted"
     """What is behind the region: a network in contracted space (SDFStudio), one on inverted spheres (original, NeRF++),
-    or nothing. "auto" is nothing around rooms and for images with transparency, else "contracted"."""
+    or nothing. "auto" is nothing around rooms and objects cut out of their images, else "contracted"."""
     bias: float = 0.8
     """Radius of the untrained sphere, in half sides of the region. 0.5 in the original."""
     sharpness: float = 0.1

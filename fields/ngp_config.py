@@ -31,7 +31,7 @@ class Config:
     """Multiply the networks' matrices in bfloat16."""
     space: Literal["auto", "box", "contracted"] = "auto"
     """"box" for an object with nothing around it, "contracted" for scenes without end. "auto" is "box" where the images
-    are transparent or the files state bounds."""
+    show an object alone or the files state bounds."""
     box_scale: float = 1.0
     """Enlarges (above 1) or shrinks the box that is found for the scene, or the inner part of a contracted one."""
 

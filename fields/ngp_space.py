@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nfc_splat.cameras import Rays
-from nfc_splat.fields.depth_range import depth_range, focus_distances
+from nfc_splat.fields.depth_range import depth_range, focus, focus_distances
 from nfc_splat.fields.marched import warn_of_misses
 from nfc_splat.fields.ngp_config import Config
 from nfc_splat.fields.recipe import SceneGeometry
@@ -45,6 +45,8 @@ class Space(nn.Module):
         self.register_buffer("radius", torch.tensor(radius, dtype=torch.float32))
         self.register_buffer("near", torch.tensor(near, dtype=torch.float32))
         self.register_buffer("contracted", torch.tensor(contracted))
+        # The host's own: a device that is asked each time makes every step wait for it.
+        self._radius, self._near, self._contracted = float(self.radius), float(self.near), contracted
         table = _distances(self.step, config.cone) if contracted else torch.zeros(1)
         self.register_buffer("table", table, persistent=False)
 
@@ -56,31 +58,33 @@ class Space(nn.Module):
     @property
     def steps_per_ray(self) -> int:
         """Most steps that a ray takes."""
-        return len(self.table) if self.contracted else self.config.march_steps
+        return len(self.table) if self._contracted else self.config.march_steps
 
     @property
     def side(self) -> float:
         """Length of the unit cube's side in (contracted) radii."""
-        return 2 * (1 + SHELL) if self.contracted else 2.0
+        return 2 * (1 + SHELL) if self._contracted else 2.0
 
     def to_unit(self, points: Tensor) -> Tensor:
         """World points [N, 3] in the unit cube; outside of [0, 1] if the space is a box and they are outside it."""
+        return self.to_local(points) / self.side + 0.5
+
+    def to_local(self, points: Tensor) -> Tensor:
+        """World points [N, 3] relative to the centre, in (contracted) radii."""
         local = (points - self.center) / self.radius
-        if self.contracted:
-            local = contract(local, "inf", SHELL)
-        return local / self.side + 0.5
+        return contract(local, "inf", SHELL) if self._contracted else local
 
     def to_world(self, unit: Tensor) -> Tensor:
         """The inverse of `to_unit`, [N, 3]."""
         local = (unit - 0.5) * self.side
-        if self.contracted:
+        if self._contracted:
             local = uncontract(local, "inf", SHELL)
         return local * self.radius + self.center
 
     def shrinkage(self, unit: Tensor) -> Tensor:
         """[N] how much shorter a length along the radius is in contracted space than in the world, at points [N, 3] of
         the unit cube: 1 inside, and 1/n^2 at n radii from the centre."""
-        if not self.contracted:
+        if not self._contracted:
             return unit.new_ones(len(unit))
         measure = (unit - 0.5).abs().amax(-1) * self.side
         return ((1 + SHELL - measure) / SHELL).clamp(1 / FARTHEST, 1).square()
@@ -88,7 +92,7 @@ class Space(nn.Module):
     def step_at(self, unit: Tensor) -> Tensor:
         """[N] length of a step at points [N, 3] of the unit cube, in radii of contracted space, for a camera near the
         centre."""
-        if not self.contracted:
+        if not self._contracted:
             return unit.new_full((len(unit),), self.step)
         shrinkage = self.shrinkage(unit)
         return (self.config.cone * shrinkage.rsqrt()).clamp_min(self.step) * shrinkage
@@ -97,11 +101,11 @@ class Space(nn.Module):
         """Samples in the occupied cells [G, G, G] along rays; at random within their steps with `jitter`."""
         count, device = len(rays.origins), rays.origins.device
         offset = torch.rand(count, device=device) if jitter else torch.full((count,), 0.5, device=device)
-        if self.contracted:
+        if self._contracted:
             return self._sample_contracted(rays, occupied, offset)
         low, high = self.center - self.radius, self.center + self.radius
-        step = self.step * float(self.radius)
-        return box_steps(rays, low, high, step, near=float(self.near), offset=offset, occupancy=occupied)
+        step = self.step * self._radius
+        return box_steps(rays, low, high, step, near=self._near, offset=offset, occupancy=occupied)
 
     def _sample_contracted(self, rays: Rays, occupied: Tensor | None, offset: Tensor) -> Samples:
         """Steps grow with the distance from the camera; a ray's whole table is shifted by up to its first step and
@@ -122,26 +126,26 @@ class Space(nn.Module):
     def described(self) -> str:
         """One line."""
         center = ", ".join(f"{value:.4g}" for value in self.center.tolist())
-        if self.contracted:
-            return f"contracted outside of {2 * float(self.radius):.4g} wide about ({center})"
-        return f"a box {2 * float(self.radius):.4g} wide about ({center})"
+        if self._contracted:
+            return f"contracted outside of {2 * self._radius:.4g} wide about ({center})"
+        return f"a box {2 * self._radius:.4g} wide about ({center})"
 
     def warn_of_misses(self, rays: Rays) -> None:
         """Warn when hardly a ray meets the box."""
-        if self.contracted:
+        if self._contracted:
             return
         low, high = self.center - self.radius, self.center + self.radius
-        enter, leave = ray_box(rays.origins, rays.directions, low, high, float(self.near), math.inf)
-        size = 2 * float(self.radius)
+        enter, leave = ray_box(rays.origins, rays.directions, low, high, self._near, math.inf)
+        size = 2 * self._radius
         remedy = f"try --box-scale 2 (the box's sides are {size:.3g} long now), or --space contracted"
         warn_of_misses(leave > enter, "the box of the scene", remedy)
 
 
 def choose_space(config: Config, geometry: SceneGeometry) -> Space:
-    """A box where the images are transparent around an object or the files state its bounds; contracted otherwise."""
+    """A box where the images show an object alone or the files state its bounds; contracted otherwise."""
     kind = config.space
     if kind == "auto":
-        kind = "box" if geometry.has_alpha or geometry.bounds is not None else "contracted"
+        kind = "box" if geometry.cut_out or geometry.bounds is not None else "contracted"
     near, _ = depth_range(geometry)
     if kind == "box":
         center, radius = enclosing_cube(geometry)
@@ -155,7 +159,7 @@ def enclosing_cube(geometry: SceneGeometry) -> tuple[Tensor, float]:
     they look at."""
     box = known_box(geometry)
     if box is None:
-        center, distance = _focus(geometry)
+        center, distance = focus(geometry)
         cameras = geometry.cameras.to("cpu")
         half = (cameras.sizes / 2 / torch.stack([cameras.Ks[:, 0, 0], cameras.Ks[:, 1, 1]], -1)).amax()
         return center, float(MARGIN * half * distance)
@@ -179,7 +183,7 @@ def known_box(geometry: SceneGeometry) -> Tensor | None:
 def _surroundings(geometry: SceneGeometry) -> tuple[Tensor, float]:
     """Centre and half side of what is worth the most detail: everything up to the cameras, about what they look at; if
     they look outwards, what most points are in, or `OUTWARDS` times as far as the cameras go."""
-    center, away = _focus(geometry)
+    center, away = focus(geometry)
     if focus_distances(geometry) is not None:
         radius = float((geometry.cameras.to("cpu").centers - center).abs().amax())
     elif geometry.points is not None and len(geometry.points):
@@ -188,17 +192,6 @@ def _surroundings(geometry: SceneGeometry) -> tuple[Tensor, float]:
     else:
         radius = OUTWARDS * away
     return center, max(radius, 1e-6)
-
-
-def _focus(geometry: SceneGeometry) -> tuple[Tensor, float]:
-    """[3] the point that the cameras look at and its mean depth; their middle and extent if they look outwards."""
-    cameras = geometry.cameras.to("cpu")
-    depths = focus_distances(geometry)
-    if depths is None:
-        away = geometry.extent if geometry.camera_spread > 0 else depth_range(geometry)[1]
-        return cameras.centers.float().mean(0), away
-    ahead = cameras.centers.double() + depths[:, None] * cameras.viewmats[:, 2, :3].double()
-    return ahead.mean(0).float(), float(depths.mean())
 
 
 def _distances(step: float, cone: float) -> Tensor:

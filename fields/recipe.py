@@ -50,8 +50,9 @@ class Sampling:
         rays: how many pixels, P.
         crop: the share of an image's width and height, about its middle, that "image_rays" are drawn from.
         background: "scene", or "random": a colour of its own for every ray, behind model and target alike.
-        candidates: [K] int64 sorted; "shuffled_rays" draws from these pixels only. A pixel's number counts all pixels
-            of the training images in order, row by row.
+        views: [K] int64: "image_rays" draws a random one of these images instead; None for all, in turn.
+        candidates: [K] int64 sorted; "shuffled_rays" and "random_rays" draw from these pixels only. A pixel's number
+            counts all pixels of the training images in order, row by row.
     """
 
     kind: Literal["images", "shuffled_rays", "random_rays", "image_rays"] = "images"
@@ -60,6 +61,7 @@ class Sampling:
     crop: float = 1.0
     background: Literal["scene", "random"] = "scene"
     candidates: Tensor | None = None
+    views: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ class SceneGeometry:
         near_far: depth range that the scene's files state, along camera z, or None.
         bounds: [2, 3] lowest and highest corner of a box that the files state, or None.
         has_alpha: whether images are transparent where the scene is empty.
+        cut_out: whether images show an object with nothing around it, transparent there or of one colour.
         sphere: [4] float32, centre and radius of a sphere that the files state around what is wanted, or None.
     """
 
@@ -83,6 +86,7 @@ class SceneGeometry:
     bounds: Tensor | None = None
     has_alpha: bool = False
     sphere: Tensor | None = None
+    cut_out: bool = False
 
     @property
     def extent(self) -> float:

@@ -68,7 +68,8 @@ def ball_cameras(size: int = 24) -> Cameras:
 def ball_geometry(**changes: object) -> SceneGeometry:
     """What a model is told of the scene."""
     geometry = SceneGeometry(ball_cameras(), None, None, near_far=(2.0, 6.0), has_alpha=True)
-    return replace(geometry, **changes)
+    geometry = replace(geometry, **changes)
+    return replace(geometry, cut_out=changes.get("cut_out", geometry.has_alpha))
 
 
 def toy_config(**changes: object) -> Config:

@@ -36,7 +36,8 @@ def cameras(count=6, size=24):
 
 def geometry(**changes):
     facts = {"cameras": cameras(), "points": None, "colors": None, "has_alpha": True}
-    return SceneGeometry(**(facts | changes))
+    facts |= changes
+    return SceneGeometry(**({"cut_out": facts["has_alpha"]} | facts))
 
 
 def write_ball(folder, size=24, transparent=True):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from eval_toys import write_blender_scene
@@ -16,6 +17,7 @@ from eval_toys import write_blender_scene
 from nfc_splat.compare.__main__ import main as compare
 from nfc_splat.compare.experiments import EXPERIMENTS, Experiment, Variant
 from nfc_splat.compare.plan import Budget, Case, Command, MeasuredScene, plan
+from nfc_splat.compare.plot import _ticks
 from nfc_splat.compare.results import measured, report
 from nfc_splat.errors import UserError
 from nfc_splat.files import write_json
@@ -116,6 +118,41 @@ def test_a_row_is_the_mean_over_seeds(tmp_path, capsys):
     assert [case["measured"] and case["measured"]["psnr"] for case in record["cases"]] == [*values, None]
     rows = list(csv.DictReader(paths[1].open()))
     assert (rows[2]["psnr"], rows[2]["lpips"], rows[3]["failure"]) == ("24.0", "", "failed (2): no memory")
+
+
+def test_few_views_are_a_table_and_a_plot(tmp_path, capsys):
+    (tmp_path / "chair").mkdir()
+    words = (tmp_path / "chair", "--preset", "quick", "--experiment", "few-views", "--out", tmp_path / "out")
+    commands = planned(capsys, *words)
+    assert len(commands) == 10
+    assert all("--method strivec" in line for line in commands)
+    assert "--train-views 10 --loss regression --seed 42" in commands[0]
+    experiment = EXPERIMENTS["few-views"]
+    cases = plan(experiment, [MeasuredScene(tmp_path / "chair")], ["strivec"], [1, 2], Budget("quick"), tmp_path)
+    for case in cases[:-1]:  # the last one failed
+        psnr = 20.0 + case.seed + 5 * case.variant.endswith("classification")
+        summary = {"psnr": psnr, "ssim": 0.9, "lpips": None, "train_seconds": 60.0, "peak_memory_mb": 500}
+        write_json(case.folder / "eval" / "summary.json", summary)
+    paths = report(experiment, cases, {}, tmp_path)
+    printed = capsys.readouterr().out
+    assert "100 views, classification (1 of 2)" in printed
+    assert "28.53" in printed
+    assert "a number of views that the paper does not state" in printed
+    picture = ElementTree.parse(paths[-1]).getroot()
+    assert paths[-1].name == "chair-strivec.svg"
+    texts = [element.text for element in picture.iter() if element.tag.endswith("text")]
+    assert {"regression", "classification", "10", "100", "training views", "PSNR (dB)"} <= set(texts)
+    heights = [float(element.get("cy")) for element in picture.iter() if element.tag.endswith("circle")]
+    assert heights[0] == heights[4] > heights[6]  # regression's points, and above them classification's
+
+
+@pytest.mark.parametrize(("low", "high"), [(20.1, 31.7), (28.0, 28.0), (-3e-5, 2e-4), (0.0, 0.0), (99.0, 101.0)])
+def test_ticks_are_round_and_hold_all_values(low, high):
+    first, last, step = _ticks(low, high)
+    assert first <= low + 1e-9 * step
+    assert last > high
+    assert 1 <= round((last - first) / step) <= 12
+    assert float(f"{step:.1e}") == pytest.approx(step)
 
 
 def test_a_case_counts_when_all_its_files_are_there(tmp_path):

@@ -161,6 +161,11 @@ def test_transparent_images_lie_over_white(root, known):
     assert train.target(0, scene.background).min() == 1
 
 
+def test_objects_are_cut_out_even_of_opaque_images(root):
+    scene = load_scene(root, undistort=True)
+    assert (scene.has_alpha, scene.cut_out) == (False, True)
+
+
 def test_images_reduced_since_are_noticed(root, known):
     """The last line says 96x128, the images are 48x64."""
     (root / "intrinsics.txt").write_text(f"{2 * FOCAL} {WIDTH} {HEIGHT} 0.\n0 0 0\n0\n1\n{2 * HEIGHT} {2 * WIDTH}\n")

@@ -103,13 +103,15 @@ def test_every_number_of_steps_scales_with_the_schedule():
     assert preset("quick", steps=100, grow_every=3).grow_every == 3
 
 
-def test_the_kind_of_scene_is_seen_by_transparency_and_said(caplog):
+def test_the_kind_of_scene_is_said(caplog):
     with caplog.at_level("INFO", "nfc_splat"):
         assert Model.initialise(toy_config(), ball_geometry()).coarse
         assert Model.initialise(toy_config(), ball_geometry(has_alpha=False)).config.bounded == "no"
-    assert "images are transparent: a bounded scene (--bounded yes)" in caplog.text
-    assert "no image is transparent: an unbounded scene (--bounded no)" in caplog.text
+    assert "images show an object alone: a bounded scene (--bounded yes)" in caplog.text
+    assert "no image shows an object alone: an unbounded scene (--bounded no)" in caplog.text
     assert "published" not in caplog.text
+    painted = ball_geometry(has_alpha=False, cut_out=True)  # over one colour, as NSVF's Tanks and Temples
+    assert Model.initialise(toy_config(), painted).config.bounded == "yes"
 
 
 def test_the_steps_of_the_wrong_kind_of_scene_are_said(caplog):

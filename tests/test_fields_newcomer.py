@@ -5,10 +5,12 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
-from nfc_splat.fields import METHODS, Method
+from nfc_splat.errors import UserError
+from nfc_splat.fields import METHODS, Method, find_method
 from nfc_splat.fields.marched import MarchedRecipe
 from nfc_splat.render import main as render
 from nfc_splat.rendering.march import MarchedModel, alpha_from_density, composite
@@ -112,3 +114,20 @@ def test_a_made_up_field_trains_and_renders_through_the_commands(tmp_path, monke
     toward_camera = np.array([math.cos(5 * math.pi / 3), math.sin(5 * math.pi / 3), 0])
     assert np.abs(drawn["normal"][middle] / 127.5 - 1 - toward_camera).max() < 0.1
     assert drawn["depth"].shape == (size, size)
+
+
+def test_an_installed_package_brings_its_method(tmp_path, monkeypatch):
+    """As pip leaves it: metadata beside the module."""
+    metadata = tmp_path / "their_balls-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: their-balls\nVersion: 1.0\n")
+    points = "[nfc_splat.methods]\nballs = their_balls:METHOD\nnumber = their_balls:NUMBER\n"
+    (metadata / "entry_points.txt").write_text(points)
+    text = "from nfc_splat.fields import Method\nMETHOD = Method('balls', 'balls', 'their_balls')\nNUMBER = 5\n"
+    (tmp_path / "their_balls.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert find_method("balls").load().NUMBER == 5
+    with pytest.raises(UserError, match=r"expected one of 3dgs.* balls, number"):
+        find_method("ball")
+    with pytest.raises(UserError, match=r"their_balls:NUMBER is 5, expected a nfc_splat\.fields\.Method"):
+        find_method("number")

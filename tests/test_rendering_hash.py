@@ -112,6 +112,14 @@ def test_the_reference_passes_gradcheck():
     assert torch.autograd.gradcheck(lambda t: hash_encode_with_jacobian(fixed, t, levels), (table,))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_outside_of_the_cube_nothing_changes_along_an_axis(dtype):
+    points = torch.tensor([[1.3, 0.4, 0.6], [0.5, -0.2, 1.7], [0.3, 0.4, 0.5]], dtype=dtype)
+    _, jacobian = hash_encode_with_jacobian(points, MIXED.table().to(dtype), MIXED)
+    still = jacobian.abs().amax(1) == 0
+    assert still.tolist() == [[True, False, False], [False, True, True], [False, False, False]]
+
+
 def test_the_jacobian_is_the_derivative():
     points, table = problem(MIXED, 40)
     points = (0.1 + 0.8 * points.double()).requires_grad_()

@@ -4,4 +4,5 @@ experiments.py  what is compared: variants of the training command, and whether 
 plan.py         the runs that follow, each a chain of commands with the file that each one leaves behind
 work.py         doing what is not done yet, one process after another
 results.py      the numbers that the runs left, as a table and as files
+plot.py         lines over an axis, as SVG
 """

@@ -26,8 +26,9 @@ class Options:
     """Folders of scenes, one or more."""
     preset: Literal["quick", "paper"]
     """Of every method."""
-    experiment: Literal["static", "surface"] = "static"
-    """What is compared. static: images by regression and by classification. surface: meshes too."""
+    experiment: Literal["static", "surface", "few-views"] = "static"
+    """What is compared. static: images by regression and by classification. surface: meshes too. few-views: images from
+    10 to 100 training views, as a table and a plot."""
     methods: tuple[str, ...] = ()
     """Methods, by default those of the experiment."""
     seeds: tuple[int, ...] = (42,)

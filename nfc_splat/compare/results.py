@@ -13,6 +13,7 @@ from typing import Any
 
 from nfc_splat.compare.experiments import Experiment
 from nfc_splat.compare.plan import MESH_FOLDER, Case
+from nfc_splat.compare.plot import write_plot
 from nfc_splat.files import atomic_path, read_json, write_json
 from nfc_splat.terminal import print_table
 
@@ -77,6 +78,25 @@ def report(experiment: Experiment, cases: Sequence[Case], failures: Mapping[str,
     paths = [out / "results.json", out / "results.csv"]
     write_json(paths[0], {"experiment": experiment.name, "summary": experiment.summary, "cases": records})
     _write_csv(paths[1], records)
+    return paths + _plots(experiment, cases, numbers, out)
+
+
+def _plots(
+    experiment: Experiment, cases: Sequence[Case], numbers: Mapping[str, dict[str, Any] | None], out: Path
+) -> list[Path]:
+    """One plot of PSNR for each scene and method, where the experiment has an axis."""
+    paths = []
+    variants = {variant.label: variant for variant in experiment.variants} if experiment.axis else {}
+    for scene, method in dict.fromkeys((case.scene, case.method) for case in cases):
+        lines: dict[str, dict[float, list[float]]] = {}
+        for case in cases:
+            found = numbers[case.name]
+            if (case.scene, case.method) == (scene, method) and case.variant in variants and found:
+                variant = variants[case.variant]
+                lines.setdefault(variant.line, {}).setdefault(variant.place, []).append(found["psnr"])
+        if lines:
+            paths.append(out / f"{scene}-{method}.svg")
+            write_plot(paths[-1], f"{scene}, {method}", experiment.axis, "PSNR (dB)", lines)
     return paths
 
 
@@ -102,7 +122,7 @@ def _print_scene(experiment: Experiment, cases: Sequence[Case], numbers: Mapping
     if experiment.surfaces:
         _explain_surfaces([found for case in cases if (found := numbers[case.name])])
     if experiment.published:
-        print("  *: as published, means over eight scenes of Replica, another scene and budget (arXiv 2403.01058)")
+        print(f"  *: as published, {experiment.source} (arXiv 2403.01058)")
 
 
 def _explain_surfaces(known: Sequence[Mapping[str, Any]]) -> None:

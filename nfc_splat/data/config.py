@@ -1,11 +1,25 @@
 """How a scene folder is to be read: one frozen dataclass whose fields become command-line flags."""
 
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import ClassVar, Literal
 
 from nfc_splat.errors import UserError
 
-Format = Literal["auto", "blender", "nerfstudio", "colmap", "replica", "sdfstudio", "nsvf", "nerfpp", "dtu", "llff"]
+Format = Literal[
+    "auto",
+    "blender",
+    "nerfstudio",
+    "colmap",
+    "replica",
+    "sdfstudio",
+    "nsvf",
+    "nerfpp",
+    "dtu",
+    "llff",
+    "dynerf",
+    "hypernerf",
+]
 
 # Pillow itself refuses images of more than twice its warning threshold, whatever is asked for here.
 PILLOW_MAX_PIXELS = 178_956_970
@@ -14,6 +28,9 @@ PILLOW_MAX_PIXELS = 178_956_970
 @dataclass(frozen=True)
 class DataConfig:
     """How to read a scene folder."""
+
+    # What --help calls the flags from each of these on.
+    FLAG_GROUPS: ClassVar[dict[str, str]] = {"format": "data", "background": "data images and limits"}
 
     format: Format = "auto"
     """What the scene is. "auto" finds out and says why."""
@@ -25,6 +42,18 @@ class DataConfig:
     test_every: int | None = None
     """Hold out every N-th image for testing, the first one included; 0 holds out none. It replaces the scene's own
     split. By default that, else every 8th (Replica: every 10th)."""
+
+    time_from: Literal["files", "names"] = "files"
+    """Where the frames' times come from. "files": what the scene's files state. "names": the order of the image names,
+    for the frames of a video; images of the same name in several folders are of the same moment."""
+
+    train_views: int | None = None
+    """Train on this many of the training images only, spread evenly over their order; the test images stay. None for
+    all of them."""
+
+    points: Path | None = None
+    """Initial points from this file in place of the scene's own: PLY, or text with x, y, z first on each line. In the
+    scene's frame and units."""
 
     background: Literal["auto", "white", "black"] = "auto"
     """Behind transparent images. "auto": white for Blender and NSVF, else black."""
@@ -53,6 +82,8 @@ class DataConfig:
                 f"--test-every {self.test_every}: expected 2 or more, or 0 for no test images "
                 "(1 would leave none to train on)"
             )
+        if self.train_views is not None and self.train_views < 1:
+            raise UserError(f"--train-views {self.train_views}: expected 1 or more")
         if not 1 <= self.max_pixels <= PILLOW_MAX_PIXELS:
             raise UserError(f"--max-pixels {self.max_pixels}: expected 1 to {PILLOW_MAX_PIXELS}, Pillow's own limit")
         if not 0 <= self.image_cache_gb < float("inf"):

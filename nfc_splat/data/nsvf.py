@@ -11,7 +11,7 @@ from 0 and so is half a pixel off.)
 
 `bbox.txt` holds the lowest corner, the highest corner and NSVF's voxel size. The depth range is DVGO's: `far` is the
 largest distance between two training cameras, `near` a twentieth of it, or 0 where the file holds a matrix, since DVGO
-starts at the camera in Tanks and Temples.
+starts at the camera in Tanks and Temples (in BlendedMVS, which has a matrix too, it takes the twentieth).
 """
 
 from dataclasses import replace
@@ -32,7 +32,7 @@ MOST_CAMERAS = 3000
 
 def read(root: Path, config: DataConfig) -> Capture:
     """Read every pose and pair it with the image of its name."""
-    capture = Capture(source=root / "pose", frames=[])
+    capture = Capture(source=root / "pose", frames=[], cut_out=True)
     lens, is_matrix = _read_lens(scene_file(root, "intrinsics.txt", config))
     images = by_stem(file_names(root, "rgb", IMAGE_SUFFIXES, config), root / "rgb")
     poses = by_stem(file_names(root, "pose", (".txt",), config), capture.source)

@@ -17,8 +17,9 @@ from nfc_splat.data.assemble import build_cameras, normalized_times, suspicions
 from nfc_splat.data.capture import Capture, Collider, counted
 from nfc_splat.data.config import DataConfig
 from nfc_splat.data.detect import detect_format, missing_parts, scene_root
+from nfc_splat.data.points import read_points
 from nfc_splat.data.prepare import View, prepare_views
-from nfc_splat.data.splits import assign_splits
+from nfc_splat.data.splits import assign_splits, fewer_views
 from nfc_splat.data.store import ImageStore
 from nfc_splat.errors import UserError
 
@@ -81,6 +82,7 @@ class Scene:
         colors: [M, 3] float32 in [0, 1], or None.
         background: [3] what transparent images are composited over, and what lies behind the scene.
         has_alpha: whether any image has transparent pixels.
+        cut_out: whether the images show an object alone: they are transparent around it, or their format says so.
         resampler: what reduced the images: "none", "area", or the folder used, such as "images_4".
         undistorted: whether a lens was taken away.
         world_to_gt: [4, 4] float64 from this frame to the ground truth's, or None.
@@ -103,6 +105,7 @@ class Scene:
     colors: Tensor | None
     background: Tensor
     has_alpha: bool
+    cut_out: bool
     resampler: str
     undistorted: bool
     world_to_gt: Tensor | None
@@ -137,6 +140,9 @@ def load_scene(path: Path | str, config: DataConfig | None = None, *, undistort:
 def _load(path: Path, config: DataConfig, undistort: bool) -> Scene:
     root, format, reason = _identify(path, config)
     capture: Capture = importlib.import_module(f"nfc_splat.data.{format}").read(root, config)
+    if config.points is not None:
+        cloud = read_points(config.points)
+        capture.points, capture.colors = cloud.points, cloud.colors
     notices, stated = capture.notices, capture.digest()
     views, resampler = prepare_views(root, capture, config)
     frames = [view.frame for view in views]
@@ -146,7 +152,10 @@ def _load(path: Path, config: DataConfig, undistort: bool) -> Scene:
     if not chosen["train"]:
         raise UserError(f"{capture.source}: no image is left for training; check the split and --test-every")
     notices.append(rule)
-    cameras, jobs = build_cameras(views, normalized_times(frames, notices), undistort)
+    chosen["train"], rule = fewer_views(chosen["train"], config.train_views)
+    if rule is not None:
+        notices.append(rule)
+    cameras, jobs = build_cameras(views, normalized_times(frames, config, notices), undistort)
     undistorted = undistort and any(job.remap is not None for job in jobs)
     notices += _describe_lenses(views, undistort)
     notices += suspicions(cameras, jobs)
@@ -169,6 +178,7 @@ def _load(path: Path, config: DataConfig, undistort: bool) -> Scene:
         colors=colors,
         background=background,
         has_alpha=has_alpha,
+        cut_out=has_alpha or capture.cut_out,
         resampler=resampler,
         undistorted=undistorted,
         world_to_gt=None if capture.world_to_gt is None else torch.from_numpy(capture.world_to_gt),
@@ -248,5 +258,6 @@ def _initial_points(
         capture.notices.append("The scene has no initial points; methods that need some start from random ones.")
         return None, None
     if capture.points is not None:
-        capture.notices.append(f"The scene brings {counted(len(points), 'initial point')}.")
+        source = "The scene brings" if config.points is None else f"{config.points} has"
+        capture.notices.append(f"{source} {counted(len(points), 'initial point')}.")
     return torch.from_numpy(np.ascontiguousarray(points)), None if colors is None else torch.from_numpy(colors)

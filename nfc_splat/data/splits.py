@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from nfc_splat.data.capture import Frame, counted
+from nfc_splat.errors import UserError
 
 ORDER = ("train", "val", "test")
 
@@ -32,6 +33,22 @@ def assign_splits(
     }
     rule = f"Split: every {every}th image {sorting}, the first included, is for testing"
     return chosen, f"{rule}: {_sizes(chosen)}."
+
+
+def fewer_views(train: Sequence[int], count: int | None) -> tuple[list[int], str | None]:
+    """`count` of the training frames, spread evenly over their order, and the rule as a sentence; all of them for None.
+
+    Of n frames, the chosen ones are numbers floor((k + 1/2) n / count): the middles of as many equal stretches.
+
+    Raises:
+        UserError: there are fewer.
+    """
+    if count is None:
+        return list(train), None
+    if count > len(train):
+        raise UserError(f"--train-views {count}: the scene has {counted(len(train), 'training image')}")
+    chosen = [train[(2 * k + 1) * len(train) // (2 * count)] for k in range(count)]
+    return chosen, f"Of {counted(len(train), 'training image')}, {count} are used, spread evenly (--train-views)."
 
 
 def _sizes(chosen: dict[str, list[int]]) -> str:

@@ -153,20 +153,21 @@ def hash_encode_with_jacobian(points: Tensor, table: Tensor, levels: HashLevels)
 
     Returns:
         features [M, L * F], differentiable in table and points, and jacobian [M, L * F, 3] of them by point,
-        differentiable in the table alone. It is piecewise: at a border between cells, that of the upper one.
+        differentiable in the table alone. It is piecewise: at a border between cells, that of the upper one; 0 along
+        axes on which a point is outside of [0, 1].
 
     Raises:
         ValueError: as `hash_encode`.
     """
     _check(points, table, levels)
-    points = points.clamp(0, 1)
+    inside = points.clamp(0, 1)
     if table.device.type == "cpu" and table.dtype == torch.float32:
-        from nfc_splat.rendering.kernels.hash_cpu import hash_encode_with_jacobian_cpu
-
-        return hash_encode_with_jacobian_cpu(points, table, levels)
-    from nfc_splat.rendering.kernels.hash_reference import hash_encode_with_jacobian_reference
-
-    return hash_encode_with_jacobian_reference(points, table, levels)
+        from nfc_splat.rendering.kernels.hash_cpu import hash_encode_with_jacobian_cpu as encode
+    else:
+        from nfc_splat.rendering.kernels.hash_reference import hash_encode_with_jacobian_reference as encode
+    features, jacobian = encode(inside, table, levels)
+    outside = inside != points
+    return features, jacobian.masked_fill(outside[:, None], 0) if outside.any() else jacobian
 
 
 def _check(points: Tensor, table: Tensor, levels: HashLevels) -> None:

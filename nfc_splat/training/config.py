@@ -16,10 +16,11 @@ from nfc_splat.rendering.kernels.threads import available_cores
 from nfc_splat.training.plain import from_plain, to_plain
 
 # These may change when a run is resumed: they do not touch what is learned, or the scene's hash covers them.
-FREE = {"scene", "out", "resume", "overwrite", "device", "protocol", "threads", "quiet", "log_every", "checkpoints"}
+FREE = {"scene", "out", "resume", "overwrite", "device", "protocol", "split"}
+FREE |= {"threads", "quiet", "log_every", "checkpoints"}
 AUTO_METHOD, AUTO_MOVING_METHOD = "3dgs", "4dgs"  # what --method auto means, for scenes that stand still and others
 Preset = Literal["auto", "quick", "paper", "paper-original"]
-FREE_DATA = {"format", "allow_missing", "allow_external_paths", "max_pixels", "image_cache_gb"}
+FREE_DATA = {"format", "points", "allow_missing", "allow_external_paths", "max_pixels", "image_cache_gb"}
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class TrainConfig:
     """Folder of the scene. Not needed with --resume PATH."""
 
     method: str = "auto"
-    """What to train: 3dgs, 4dgs, dvgo, nerf, neus or ngp. "auto" is 4dgs for frames of different times, else 3dgs."""
+    """What to train: 3dgs, 4dgs, dnerf, dvgo, nerf, neus, ngp or strivec. "auto" is 4dgs for frames of different times,
+    else 3dgs."""
 
     loss: Literal["regression", "classification", "bitwise"] = "regression"
     """The method's own loss, or that plus NFC's (arXiv 2403.01058): of colours, or of bits (Eq. 3; fields only)."""
@@ -82,8 +84,11 @@ class TrainConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train. "auto" is CUDA where torch sees it."""
 
-    protocol: Literal["default", "graphdeco", "nerfbaselines"] = "default"
+    protocol: Literal["default", "graphdeco", "nerfbaselines", "dnerf", "4dgs"] = "default"
     """How the test views are measured at the end."""
+
+    split: Literal["test", "val"] = "test"
+    """Which views are measured at the end: D-NeRF's lego has another scene in its test views."""
 
     threads: int | None = None
     """CPU threads. None is every core given to this process."""
@@ -160,6 +165,8 @@ def resolve(config: TrainConfig) -> TrainConfig:
         weight = method.loss_weight
     scene = absolute_path(config.scene)
     name = scene.parent.name if scene.is_file() else scene.name
+    points = config.data.points
+    data = config.data if points is None else replace(config.data, points=absolute_path(points))
     out = config.out or Path("runs") / f"{name}-{method.name}-{config.loss}"
     return replace(
         config,
@@ -168,6 +175,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
         loss_weight=weight,
         preset=config.preset if config.preset != "auto" else "paper" if device == "cuda" else "quick",
         out=out,
+        data=data,
         device=device,
         model=_settle_encoding(config, method.name),
         threads=min(config.threads or available_cores(), available_cores()),

@@ -107,6 +107,7 @@ def evaluation_facts(run: LoadedRun) -> dict[str, Any]:
         "protocol": {
             "views": {name: len(split) for name, split in scene.splits.items()},
             "test_every": config.data.test_every,
+            "train_views": config.data.train_views,
             "format": scene.format,
             "downscale": config.data.downscale,
             "resampler": scene.resampler,

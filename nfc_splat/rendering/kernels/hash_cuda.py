@@ -25,7 +25,10 @@ def tiny_cuda_nn() -> Any:
     Raises:
         UserError: it is installed for a CUDA device that it was not built for; says how to build it.
     """
-    if not torch.cuda.is_available() or importlib.util.find_spec("tinycudann") is None:
+    if not torch.cuda.is_available():
+        return None
+    if importlib.util.find_spec("tinycudann") is None:
+        log.info("hash encoding: plain torch, as tiny-cuda-nn is not installed; python -m nfc_splat.doctor says how to")
         return None
     try:
         import tinycudann

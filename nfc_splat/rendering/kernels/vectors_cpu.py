@@ -112,3 +112,14 @@ def dot(typing_context, one, other):
         return builder.call(function, [ir.Constant(number, 0.0), product], fastmath=(*FLAGS, "reassoc"))
 
     return types.float32(one, one), codegen
+
+
+@intrinsic
+def plus_times(typing_context, vector, one, other):
+    """vector + one * other."""
+
+    def codegen(context, builder, signature, arguments):
+        product = builder.fmul(arguments[1], arguments[2], flags=FLAGS)
+        return builder.fadd(arguments[0], product, flags=FLAGS)
+
+    return vector(vector, one, other), codegen
