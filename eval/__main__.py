@@ -1,17 +1,18 @@
-"""`python -m nfc_splat.eval {images,mesh,speed,cost} ...`: measure a run, a mesh, or how fast this machine trains."""
+"""`python -m nfc_splat.eval {images,splats,mesh,speed,cost} ...`: measure runs, splats, meshes, and speed."""
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from nfc_splat.chosen_run import SPLITS, add_run_arguments, chosen_split, load_chosen_run
-from nfc_splat.errors import run_command
+from nfc_splat.chosen_run import SPLITS, add_run_arguments, chosen_split, is_splat_file, load_chosen_run
+from nfc_splat.errors import UserError, run_command
 from nfc_splat.eval.images import PROTOCOLS
+from nfc_splat.eval.summary import print_summary
 from nfc_splat.files import read_json
-from nfc_splat.terminal import print_table, progress
+from nfc_splat.terminal import progress
 
 if TYPE_CHECKING:
     from nfc_splat.training.load import LoadedRun
@@ -26,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m nfc_splat.eval", description=__doc__.partition(": ")[2])
     commands = {
         "images": "PSNR, SSIM and LPIPS of a run's views",
+        "splats": "the same of Gaussians in a file, of any tool, on a scene's views",
         "mesh": "accuracy, completeness, Chamfer distance and F-score of a mesh or cloud, beside the truth",
         "speed": "time of rendering and training steps",
         "cost": "time of a training step by classification, beside one by regression",
@@ -42,16 +44,19 @@ def images(arguments: Sequence[str]) -> int:
     """Recompute the metrics of a run from its checkpoint, write them, and print them."""
     options = _images_parser().parse_args(arguments)
 
+    if is_splat_file(options.run):
+        raise UserError(f"{options.run}: is no run; eval splats measures Gaussians in a file")
     from nfc_splat.eval.views import evaluate_views
     from nfc_splat.training.load import evaluation_facts
 
     run, device = load_chosen_run(options)
     protocol = PROTOCOLS[options.protocol or run.config.protocol]
-    split = chosen_split(run, "--split", options.split)
-    folder, tables = destination(options.run, run, protocol.name, options.split)
+    name = options.split or run.config.split
+    split = chosen_split(run, "--split", name)
+    folder, tables = destination(options.run, run, protocol.name, name)
     before = read_json(tables / "summary.json") if (tables / "summary.json").is_file() else {}
     kept = {key: before[key] for key in _KEPT if key in before and before.get("step") == run.step}
-    with progress(len(split), "views") as advance:
+    with progress(len(split) - protocol.left_out, "views") as advance:
         summary = evaluate_views(
             run.model,
             split,
@@ -60,12 +65,12 @@ def images(arguments: Sequence[str]) -> int:
             device=device,
             folder=folder,
             extra=evaluation_facts(run) | kept,
-            split_name=options.split,
+            split_name=name,
             tables=tables,
             download_lpips=options.download_lpips,
             on_view=lambda name, score: advance(),
         )
-    _report(summary, read_json(tables / "per_view.json"), before)
+    print_summary(summary, read_json(tables / "per_view.json"), before)
     for path in (tables / "summary.json", tables / "per_view.json", folder / "renders", folder / "contact_sheet.png"):
         print(f"  wrote {path}")
     return 0
@@ -80,7 +85,7 @@ def _images_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--protocol", choices=list(PROTOCOLS), help="bit depth, SSIM window and LPIPS net (default: the run's own)"
     )
-    parser.add_argument("--split", choices=SPLITS, default="test", help="which views (default: test)")
+    parser.add_argument("--split", choices=SPLITS, help="which views (default: those of the run, usually test)")
     parser.add_argument("--download-lpips", action="store_true", help="fetch absent LPIPS weights (up to 760 MB)")
     return parser
 
@@ -92,35 +97,10 @@ def destination(path: Path, run: "LoadedRun", protocol: str, split: str) -> tupl
 
     folder = find_run(path).folder
     newest = max(checkpoint_files(folder / "checkpoints"), default=run.step)
-    if (protocol, split, run.step) == (run.config.protocol, "test", newest):
+    if (protocol, split, run.step) == (run.config.protocol, run.config.split, newest):
         return folder, folder / "eval"
     name = f"{protocol}-{split}" + ("" if run.step == newest else f"-step_{run.step:08d}")
     return folder / "eval" / name, folder / "eval" / name
-
-
-def _report(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], before: Mapping[str, Any]) -> None:
-    """Print means and extremes, and whether they are what was recorded before."""
-    protocol = summary["protocol"]
-    print(f"{summary['title']}: step {summary['step']}, {summary['n_views']} {protocol['split']} views", end="")
-    print(f", protocol {protocol['name']} ({protocol['bit_depth']}, SSIM {protocol['ssim']['padding']})")
-    table = [["metric", "mean", "worst view", "", "best view", ""]]
-    metrics = {"psnr": ("PSNR", 2), "ssim": ("SSIM", 4)}
-    metrics |= {f"lpips_{net}": (f"LPIPS {net}", 4) for net in protocol["lpips"]["nets"]}
-    for key, (label, digits) in metrics.items():
-        values = sorted((row[key], row["name"]) for row in rows if row.get(key) is not None)
-        if values:
-            worst, best = (values[-1], values[0]) if key.startswith("lpips") else (values[0], values[-1])
-            table.append([label, f"{summary[key]:.{digits}f}", *_cell(worst, digits), *_cell(best, digits)])
-    print_table(table, numbers=(1, 2, 4))
-    for note in summary["notes"]:
-        print(f"  note: {note}")
-    if before.get("step") == summary["step"] and before.get("psnr") is not None and summary["psnr"] is not None:
-        change = summary["psnr"] - before["psnr"]
-        print(f"  recorded before: PSNR {before['psnr']:.2f} dB, {'equal' if change == 0 else f'{change:+.2g} dB now'}")
-
-
-def _cell(value: tuple[float, str], digits: int) -> tuple[str, str]:
-    return f"{value[0]:.{digits}f}", value[1]
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ A metric is a pair, as in torchmetrics: `score_view` turns one view into numbers
 into a summary. A value that does not exist is None and carries its reason; it is never NaN, Infinity or a made-up cap.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -35,6 +36,8 @@ class Protocol:
         lpips_nets: the backbones reported; the first one is the summary's `lpips`.
         lpips_signed: whether images are mapped to [-1, 1], which LPIPS was trained on, or fed as [0, 1].
         source: whose numbers it reproduces.
+        pooled: PSNR is that of the mean of the views' squared errors, not the mean of their PSNRs. It is never larger.
+        left_out: how many views at the start of the split do not count.
     """
 
     name: str
@@ -43,16 +46,20 @@ class Protocol:
     lpips_nets: tuple[str, ...]
     lpips_signed: bool
     source: str
+    pooled: bool = False
+    left_out: int = 0
 
     def describe(self) -> dict[str, Any]:
         """The part of a metric file's protocol block that does not depend on the scene or the machine."""
         depth = {"float": "float, no quantisation", "round": "8 bits, rounded", "truncate": "8 bits, truncated"}
+        mean = "mean over views of -10 log10(MSE); views without error are left out of the mean and counted"
         return {
             "name": self.name,
             "reproduces": self.source,
             "clamp": [0.0, 1.0],
             "bit_depth": depth[self.quantize],
-            "psnr": "mean over views of -10 log10(MSE); views without error are left out of the mean and counted",
+            "psnr": "-10 log10 of the views' mean MSE" if self.pooled else mean,
+            "left_out": self.left_out,
             "ssim": {
                 "window": SSIM_WINDOW,
                 "sigma": SSIM_SIGMA,
@@ -83,6 +90,11 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
             Protocol("default", "float", "valid", ("alex", "vgg"), True, "Wang et al. 2004; Zhang et al. 2018"),
             Protocol("graphdeco", "round", "zero", ("vgg",), False, "graphdeco-inria/gaussian-splatting metrics.py"),
             Protocol("nerfbaselines", "truncate", "valid", ("alex", "vgg"), True, "nerfbaselines, protocol nerf"),
+            # D-NeRF's notebook reads its own 8-bit pictures and skips the first one, at time 0.
+            Protocol(
+                "dnerf", "truncate", "valid", ("vgg",), True, "D-NeRF metrics.ipynb; NFC", pooled=True, left_out=1
+            ),
+            Protocol("4dgs", "round", "zero", ("vgg", "alex"), False, "hustvl/4DGaussians metrics.py"),
         )
     }
 )
@@ -96,6 +108,7 @@ class ViewScore:
 
     Attributes:
         psnr: dB; None when it does not exist, and when it is infinite (`identical`).
+        mse: the mean squared error; None when it does not exist.
         ssim: in [-1, 1], or None.
         lpips: by backbone, each a float or None.
         identical: the two images agree in every kept pixel.
@@ -107,6 +120,7 @@ class ViewScore:
     lpips: Mapping[str, float | None]
     identical: bool = False
     notes: Mapping[str, str] = field(default_factory=dict)
+    mse: float | None = None
 
 
 def quantize(image: Tensor, how: Literal["float", "round", "truncate"]) -> Tensor:
@@ -231,7 +245,7 @@ def score_view(
             distances[net] = None
             notes[f"lpips_{net}"] = str(error_)
     value = None if identical else -10.0 * torch.log10(error).item()
-    return ViewScore(value, similarity, distances, identical, notes)
+    return ViewScore(value, similarity, distances, identical, notes, error.item())
 
 
 def _guarded_ssim(pred: Tensor, target: Tensor, mask: Tensor | None, padding: str) -> tuple[float | None, str | None]:
@@ -267,7 +281,7 @@ def mean_scores(scores: Sequence[ViewScore], protocol: Protocol) -> dict[str, An
         and `notes`: one line for each reason that left a value out, with the number of views.
     """
     result: dict[str, Any] = {
-        "psnr": _mean(score.psnr for score in scores),
+        "psnr": _pooled_psnr(scores) if protocol.pooled else _mean(score.psnr for score in scores),
         "ssim": _mean(score.ssim for score in scores),
         "lpips": None,
         "n_views": len(scores),
@@ -283,6 +297,12 @@ def mean_scores(scores: Sequence[ViewScore], protocol: Protocol) -> dict[str, An
 def _mean(values: Any) -> float | None:
     present = [value for value in values if value is not None]
     return sum(present) / len(present) if present else None
+
+
+def _pooled_psnr(scores: Sequence[ViewScore]) -> float | None:
+    """PSNR of the mean squared error of all views; None when it does not exist or is infinite."""
+    error = _mean(score.mse for score in scores)
+    return -10 * math.log10(error) if error else None
 
 
 def _tally(scores: Sequence[ViewScore]) -> list[str]:

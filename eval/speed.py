@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -58,6 +59,8 @@ class Options:
     """An OpenSplat binary to time beside, on the same scenes and cores."""
     nerf_pytorch: Path | None = None
     """A checkout of nerf-pytorch: time its training step and that of method nerf in turn instead."""
+    dnerf: Path | None = None
+    """A checkout of D-NeRF: time its training step and that of method dnerf in turn instead."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where our step runs."""
     kernels: bool = False
@@ -283,12 +286,14 @@ def main(argv: list[str]) -> int:
         from nfc_splat.eval.speed_fields import compare_kernels
 
         return compare_kernels(options.steps, threads, options.device, options.record)
-    if options.nerf_pytorch is not None:
+    for name, checkout in (("nerf", options.nerf_pytorch), ("dnerf", options.dnerf)):
+        if checkout is None:
+            continue
         if options.device == "cuda":
-            raise UserError("--nerf-pytorch with --device cuda: the two are compared on the CPU; leave out --device")
-        from nfc_splat.eval.speed_nerf import print_comparison
-
-        return print_comparison(options.nerf_pytorch, options.steps, threads)
+            flag = "--nerf-pytorch" if name == "nerf" else "--dnerf"
+            raise UserError(f"{flag} with --device cuda: the two are compared on the CPU; leave out --device")
+        peer = import_module(f"nfc_splat.eval.speed_{name}")
+        return peer.print_comparison(checkout, options.steps, threads)
     if options.mesh:
         from nfc_splat.eval.speed_mesh import compare_meshes
 

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -59,7 +59,7 @@ def ball(rays: int, generator: torch.Generator) -> Batch:
 def our_model(bf16: bool) -> nerf.Model:
     """The published network for this scene, without a target encoding."""
     config = nerf.preset("paper", target_encoding="none", bf16=bf16, **SIZES)
-    return nerf.Model(config, torch.tensor([NEAR, FAR]), None, None).train()
+    return nerf.Model(config, torch.tensor([NEAR, FAR]), torch.tensor(nerf.WORLD), None, None).train()
 
 
 def our_step(model: nerf.Model) -> Step:
@@ -97,14 +97,19 @@ def visible_share(model: nerf.Model, batch: Batch) -> float:
 # ------------------------------------------------------------------------------------------------ their step
 
 
+def stand_in(name: str) -> ModuleType:
+    """A module whose every attribute is None, for one that is imported but not used."""
+    module = ModuleType(name)
+    module.__getattr__ = lambda _: None
+    return module
+
+
 @contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    """`folder` first on the path, and stand-ins for modules that are imported there but not used here."""
-    absent = [name for name in UNUSED if name.partition(".")[0] not in sys.modules and not _is_there(name)]
+def importable(folder: Path, stand_ins: Mapping[str, ModuleType]) -> Iterator[None]:
+    """`folder` first on the path, and `stand_ins` for modules that are imported there, unless they are loaded."""
+    absent = [name for name in stand_ins if name not in sys.modules]
     for name in absent:
-        stand_in = ModuleType(name)
-        stand_in.__getattr__ = lambda _: None
-        sys.modules[name] = stand_in
+        sys.modules[name] = stand_ins[name]
     sys.path.insert(0, str(folder))
     try:
         yield
@@ -122,7 +127,8 @@ def load_peer(folder: Path) -> ModuleType:
     """nerf-pytorch's `run_nerf` from a checkout; a `UserError` if it is none."""
     if not (folder / "run_nerf.py").is_file():
         raise UserError(f"--nerf-pytorch {folder}: there is no run_nerf.py in it; give a checkout of nerf-pytorch")
-    with _importable(folder):
+    absent = [name for name in UNUSED if name.partition(".")[0] not in sys.modules and not _is_there(name)]
+    with importable(folder, {name: stand_in(name) for name in absent}):
         peer = importlib.import_module("run_nerf")
     peer.device = torch.device("cpu")
     return peer
@@ -172,11 +178,11 @@ def peer_step(peer: ModuleType, weights: dict[str, Tensor]) -> Step:
 # ------------------------------------------------------------------------------------------------ the comparison
 
 
-def times_in_turn(steps: dict[str, Step], batches: Callable[[int], Batch], count: int) -> dict[str, np.ndarray]:
+def times_in_turn(steps: dict[str, Step], draw: Callable[[], Batch], count: int) -> dict[str, np.ndarray]:
     """Seconds [count] of each of `steps`, taken in turn on the same batches."""
     times = {name: np.empty(count + WARM_UP) for name in steps}
     for index in range(count + WARM_UP):
-        batch = batches(RAYS)
+        batch = draw()
         for name, step in steps.items():
             started = time.perf_counter()
             step(batch)
@@ -191,7 +197,7 @@ def compare(peer: ModuleType, weights: dict[str, Tensor], batches: Callable[[int
         model.load_state_dict(weights)
     share = visible_share(models["float32"], batches(RAYS))
     steps = {"peer": peer_step(peer, weights)} | {name: our_step(model) for name, model in models.items()}
-    times = times_in_turn(steps, batches, count)
+    times = times_in_turn(steps, lambda: batches(RAYS), count)
     row = [f"{100 * share:.0f} %", f"{np.median(times['peer']):.2f} s"]
     for name in models:
         row += [f"{np.median(times[name]):.2f} s", f"{np.median(times['peer'] / times[name]):.2f}"]

@@ -86,7 +86,7 @@ def evaluate_views(
 
     Args:
         model: in any mode; its mode is restored.
-        split: the views.
+        split: the views; the protocol may leave out the first.
         background: [3] behind the model and the truth.
         protocol: one of `nfc_splat.eval.images.PROTOCOLS`.
         device: where the model is.
@@ -102,17 +102,22 @@ def evaluate_views(
         The summary: `psnr`, `ssim`, `lpips`, `n_views`, `protocol`, `seconds` (spent rendering) and more.
 
     Raises:
-        UserError: the split is empty.
+        UserError: the split is empty, or the protocol leaves out all of it.
     """
     if len(split) == 0:
         raise UserError("the split has no views, expected at least one; choose another --split or lower --test-every")
+    if len(split) <= protocol.left_out:
+        raise UserError(
+            f"--protocol {protocol.name} leaves out the first {protocol.left_out} of the split's {len(split)} views, "
+            "and nothing remains; choose another --protocol or --split"
+        )
     networks = load_networks(protocol.lpips_nets, signed=protocol.lpips_signed, device=device, download=download_lpips)
     was_training = model.training
     model.eval()
     try:
         views = [
             _evaluate(model, split, index, background.to(device), protocol, networks, folder, on_view)
-            for index in range(len(split))
+            for index in range(protocol.left_out, len(split))
         ]
     finally:
         model.train(was_training)

@@ -69,6 +69,12 @@ METHODS = {
             preset_fields=("space",),
         ),
         Method(
+            "dnerf",
+            "a static field behind a deformation, for scenes that move (D-NeRF, Pumarola et al. 2021)",
+            "nfc_splat.fields.dnerf",
+            dynamic=True,
+        ),
+        Method(
             "neus",
             "a signed distance field and its surface (NeuS, Wang et al. 2021)",
             "nfc_splat.fields.neus",

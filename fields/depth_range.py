@@ -55,6 +55,17 @@ def focus_distances(geometry: SceneGeometry) -> Tensor | None:
     return depths if bool((depths > 0.1 * depths.max()).all()) and float(depths.max()) > 0 else None
 
 
+def focus(geometry: SceneGeometry) -> tuple[Tensor, float]:
+    """[3] the point that the cameras look at and its mean depth; their middle and extent if they look outwards."""
+    cameras = geometry.cameras.to("cpu")
+    depths = focus_distances(geometry)
+    if depths is None:
+        away = geometry.extent if geometry.camera_spread > 0 else depth_range(geometry)[1]
+        return cameras.centers.float().mean(0), away
+    ahead = cameras.centers.double() + depths[:, None] * cameras.viewmats[:, 2, :3].double()
+    return ahead.mean(0).float(), float(depths.mean())
+
+
 def _seen_depths(geometry: SceneGeometry) -> tuple[float, float]:
     """Half the nearest and 1.5 times the farthest depth of the points that cameras have in view, without outliers."""
     cameras = geometry.cameras

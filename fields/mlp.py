@@ -53,6 +53,8 @@ def initialise_sine(layer: nn.Linear, first: bool = False) -> None:
 class MLP(nn.Module):
     """A multilayer perceptron; `layers` holds its `depth + 1` linear maps (`depth` if `out_dim` is None).
 
+    With `skip_dim`, a skip hands on the first `skip_dim` numbers of the input alone.
+
     Initialisation: "relu" is torch's default, as nerf-pytorch's. "sine" is SIREN's (`initialise_sine`), omega 30 in
     every layer and torch's default biases. "gaussian" is torch's default with a = 0.1: the authors report that Gaussian
     networks need no particular initialisation.
@@ -73,6 +75,7 @@ class MLP(nn.Module):
         skips: Sequence[int] = (),
         bf16: bool = False,
         fused: bool = True,
+        skip_dim: int | None = None,
     ):
         """Args:
         in_dim: D.
@@ -82,14 +85,15 @@ class MLP(nn.Module):
         bf16: multiply in bfloat16 (activations too); sums and gradients of the parameters stay
             float32, and outputs are float32 numbers with the eight bits of a bfloat16.
         fused: allow the fast path.
+        skip_dim: how many numbers of the input a skip concatenates; None for all.
         """
         super().__init__()
         if not set(skips) <= set(range(depth - (out_dim is None))):
             raise ValueError(f"skips must name hidden layers that another layer follows; got {tuple(skips)} of {depth}")
         self.in_dim, self.out_dim = in_dim, width if out_dim is None else out_dim
         self.activation, self.skips, self.bf16, self.fused = activation, tuple(skips), bf16, fused
-        self.act = ACTIVATIONS[activation]()
-        inputs = [in_dim] + [width + in_dim * (index in skips) for index in range(depth)]
+        self.act, self.skip_dim = ACTIVATIONS[activation](), in_dim if skip_dim is None else skip_dim
+        inputs = [in_dim] + [width + self.skip_dim * (index in skips) for index in range(depth)]
         outputs = [width] * depth + ([] if out_dim is None else [out_dim])
         self.hidden = depth
         self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in zip(inputs, outputs, strict=False))
@@ -115,7 +119,7 @@ class MLP(nn.Module):
             if index < self.hidden:
                 h = self.act(h)
             if index in self.skips:
-                h = torch.cat([x, h], -1)
+                h = torch.cat([x[..., : self.skip_dim], h], -1)
         return h
 
 
@@ -214,7 +218,8 @@ class Layers:
         for index, (weight, bias, y) in enumerate(zip(self.weights, self.biases, out, strict=True)):
             inputs = h.shape[1]
             if index - 1 in self.skips:
-                torch.addmm(bias, x, weight[:, :-inputs].t(), out=y).addmm_(h, weight[:, -inputs:].t())
+                joined = weight.shape[1] - inputs
+                torch.addmm(bias, x[:, :joined], weight[:, :joined].t(), out=y).addmm_(h, weight[:, joined:].t())
             else:
                 torch.addmm(bias, h, weight.t(), out=y)
             if index < self.hidden:
@@ -236,18 +241,20 @@ class Layers:
             dtype; overwritten. v_x: [B, D] float32 or None.
         """
         last, v = len(self) - 1, v_out
-        first = True
+        if v_x is not None:
+            v_x.zero_()
         for index in range(last, -1, -1):
             if index < self.hidden:
                 torch.ops.aten.threshold_backward.grad_input(v, activations[index], 0, grad_input=v)
             h = activations[index - 1] if index else x
             skip = index - 1 in self.skips
-            sums[index].add(v, *([x, h] if skip else [h]))
-            weight, before = self.weights[index], x.shape[1] if skip else 0
-            if v_x is not None and (skip or index == 0):
-                part = v @ (weight[:, :before] if skip else weight)
-                v_x.copy_(part) if first else v_x.add_(part)
-                first = False
+            weight = self.weights[index]
+            before = weight.shape[1] - h.shape[1] if skip else 0  # numbers of x that join h
+            sums[index].add(v, *([x[:, :before], h] if skip else [h]))
+            if v_x is not None and skip:
+                v_x[:, :before].add_(v @ weight[:, :before])
+            elif v_x is not None and index == 0:
+                v_x.add_(v @ weight)
             if index:
                 v = v @ weight[:, before:]
 

@@ -31,8 +31,11 @@ class Config:
     "binary" otherwise."""
     bf16: bool = False
     """Multiply the networks' matrices in bfloat16."""
+    networks: Literal[1, 2] = 2
+    """Two networks, each with a loss of its own, or one for both passes, the first of which then has none (as
+    D-NeRF's)."""
     width: int = 256
-    """Width of the two networks, an even number."""
+    """Width of a network, an even number."""
     depth: int = 8
     """Layers of each network before the density."""
     activation: Activation = "relu"

@@ -101,7 +101,7 @@ class Model(MarchedModel):
         region.warn_of_misses(probe_rays(geometry.cameras.to("cpu")))
         behind = _surroundings(config, geometry, region)
         model = cls(config, region, behind)
-        if _first_steps(config, behind):
+        if _first_steps(config, behind, region):
             model.shape = density_model(config, geometry, region)
         return model
 
@@ -302,7 +302,7 @@ class Recipe(MarchedRecipe):
         self.first_steps = 0
         if config.shape_steps:
             region = choose_region(config, geometry)
-            self.first_steps = _first_steps(config, _surroundings(config, geometry, region))
+            self.first_steps = _first_steps(config, _surroundings(config, geometry, region), region)
             self.first = density_recipe(config, geometry, region) if self.first_steps else None
         self.shaping = self.first_steps > 0
         self.adaptive = config.sampler == "occupancy"
@@ -432,9 +432,10 @@ def _surroundings(config: Config, geometry: SceneGeometry, region: Region) -> st
     return "none" if geometry.cut_out or region.inside_out else "contracted"
 
 
-def _first_steps(config: Config, behind: str) -> int:
-    """Steps of the first stage, which scenes with something behind the region have not."""
-    return config.shape_steps if behind == "none" else 0
+def _first_steps(config: Config, behind: str, region: Region) -> int:
+    """Steps of the first stage, which is for objects with nothing behind them: around cameras, densities become a fog
+    before the lenses, from which no surface starts."""
+    return config.shape_steps if behind == "none" and not region.inside_out else 0
 
 
 def _eikonal(gradients: Tensor) -> Tensor:

@@ -29,7 +29,8 @@ class Config:
     count in steps is taken as given."""
     shape_steps: int = 0
     """Steps of a first stage, in which voxel densities (--method dvgo, quick) find the shape from which the surface
-    starts; 0 starts from a ball, and so do scenes with surroundings. Other flags count their steps from its end."""
+    starts; 0 starts from a ball, and so do rooms and scenes with surroundings. Other flags count their steps from its
+    end."""
     target_encoding: Literal["auto", "none", "binary", "gray", "onehot", "thermometer"] = "auto"
     """What the colour network predicts: values ("none") or NFC's code of them. "auto" is "none" for regression and
     "binary" otherwise."""

@@ -38,7 +38,7 @@ from nfc_splat.rendering import Rendering
 from nfc_splat.rendering.harmonics import spherical_harmonics
 from nfc_splat.rendering.hash_encoding import HashLevels, hash_encode
 from nfc_splat.rendering.level_set import LevelSet
-from nfc_splat.rendering.march import MarchedModel, alpha_from_density, composite
+from nfc_splat.rendering.march import MarchedModel, Move, MovedField, alpha_from_density, composite
 from nfc_splat.rendering.samples import Samples, unit_directions
 
 GEOMETRY = 16  # outputs of the density network, the logarithm of the density among them
@@ -123,11 +123,13 @@ class Model(MarchedModel):
         share = min(1.0, CROWDED * self.grid.share)
         return int(SAMPLE_BYTES * (1 + share * self.space.steps_per_ray))
 
-    def march(self, rays: Rays, background: Tensor) -> Rendering:
-        """See `MarchedModel.march`. `extras["marched"]` is the number of samples whose density was asked for."""
+    def march(self, rays: Rays, background: Tensor, move: Move | None = None) -> Rendering:
+        """See `MarchedModel.march`. `extras["marched"]` is the number of samples whose density was asked for. `move`
+        says where the field knows the samples, for scenes that are deformed."""
         samples = self.space.sample(rays, self.grid.occupied, jitter=self.training)
         config = self.config
-        drawn = composite(self, samples, background, weight_threshold=config.weight_threshold, stop=config.stop)
+        field = MovedField(self, move) if move else self
+        drawn = composite(field, samples, background, weight_threshold=config.weight_threshold, stop=config.stop)
         return replace(drawn, extras={**drawn.extras, "marched": len(samples)})
 
     def alpha(self, samples: Samples) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nfc_splat.cameras import Rays
-from nfc_splat.fields.depth_range import depth_range, focus_distances
+from nfc_splat.fields.depth_range import depth_range, focus, focus_distances
 from nfc_splat.fields.marched import warn_of_misses
 from nfc_splat.fields.ngp_config import Config
 from nfc_splat.fields.recipe import SceneGeometry
@@ -67,10 +67,12 @@ class Space(nn.Module):
 
     def to_unit(self, points: Tensor) -> Tensor:
         """World points [N, 3] in the unit cube; outside of [0, 1] if the space is a box and they are outside it."""
+        return self.to_local(points) / self.side + 0.5
+
+    def to_local(self, points: Tensor) -> Tensor:
+        """World points [N, 3] relative to the centre, in (contracted) radii."""
         local = (points - self.center) / self.radius
-        if self._contracted:
-            local = contract(local, "inf", SHELL)
-        return local / self.side + 0.5
+        return contract(local, "inf", SHELL) if self._contracted else local
 
     def to_world(self, unit: Tensor) -> Tensor:
         """The inverse of `to_unit`, [N, 3]."""
@@ -157,7 +159,7 @@ def enclosing_cube(geometry: SceneGeometry) -> tuple[Tensor, float]:
     they look at."""
     box = known_box(geometry)
     if box is None:
-        center, distance = _focus(geometry)
+        center, distance = focus(geometry)
         cameras = geometry.cameras.to("cpu")
         half = (cameras.sizes / 2 / torch.stack([cameras.Ks[:, 0, 0], cameras.Ks[:, 1, 1]], -1)).amax()
         return center, float(MARGIN * half * distance)
@@ -181,7 +183,7 @@ def known_box(geometry: SceneGeometry) -> Tensor | None:
 def _surroundings(geometry: SceneGeometry) -> tuple[Tensor, float]:
     """Centre and half side of what is worth the most detail: everything up to the cameras, about what they look at; if
     they look outwards, what most points are in, or `OUTWARDS` times as far as the cameras go."""
-    center, away = _focus(geometry)
+    center, away = focus(geometry)
     if focus_distances(geometry) is not None:
         radius = float((geometry.cameras.to("cpu").centers - center).abs().amax())
     elif geometry.points is not None and len(geometry.points):
@@ -190,17 +192,6 @@ def _surroundings(geometry: SceneGeometry) -> tuple[Tensor, float]:
     else:
         radius = OUTWARDS * away
     return center, max(radius, 1e-6)
-
-
-def _focus(geometry: SceneGeometry) -> tuple[Tensor, float]:
-    """[3] the point that the cameras look at and its mean depth; their middle and extent if they look outwards."""
-    cameras = geometry.cameras.to("cpu")
-    depths = focus_distances(geometry)
-    if depths is None:
-        away = geometry.extent if geometry.camera_spread > 0 else depth_range(geometry)[1]
-        return cameras.centers.float().mean(0), away
-    ahead = cameras.centers.double() + depths[:, None] * cameras.viewmats[:, 2, :3].double()
-    return ahead.mean(0).float(), float(depths.mean())
 
 
 def _distances(step: float, cone: float) -> Tensor:

@@ -50,8 +50,9 @@ class Sampling:
         rays: how many pixels, P.
         crop: the share of an image's width and height, about its middle, that "image_rays" are drawn from.
         background: "scene", or "random": a colour of its own for every ray, behind model and target alike.
-        candidates: [K] int64 sorted; "shuffled_rays" draws from these pixels only. A pixel's number counts all pixels
-            of the training images in order, row by row.
+        views: [K] int64: "image_rays" draws a random one of these images instead; None for all, in turn.
+        candidates: [K] int64 sorted; "shuffled_rays" and "random_rays" draw from these pixels only. A pixel's number
+            counts all pixels of the training images in order, row by row.
     """
 
     kind: Literal["images", "shuffled_rays", "random_rays", "image_rays"] = "images"
@@ -60,6 +61,7 @@ class Sampling:
     crop: float = 1.0
     background: Literal["scene", "random"] = "scene"
     candidates: Tensor | None = None
+    views: Tensor | None = None
 
 
 @dataclass(frozen=True)

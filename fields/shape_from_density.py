@@ -6,7 +6,8 @@ once. So the first steps train `dvgo`; what no camera looks through then is matt
 that, by the cross entropy of Phi(-f) with matter and the eikonal term. On the built-in urn's bowl, 3000 steps of voxels
 leave 0.1 % of the hollow opaque, and 1000 steps of `ngp`, with the hash grid, 22 %.
 
-For scenes with nothing behind the region alone: voxels without end would be laid out about the cameras.
+For objects with nothing behind them alone: voxels without end would be laid out about the cameras, and around cameras
+within a room densities become a fog before the lenses.
 
 Symbols: G lattice points along an axis, N points. Lengths are in radii of the region.
 """
@@ -81,8 +82,8 @@ def _within(geometry: SceneGeometry, region: Region) -> SceneGeometry:
 def find_matter(surface: LevelSet, region: Region, cameras: Cameras) -> Tensor:
     """[G, G, G] bool over the region's cube: all but what is seen to be empty.
 
-    A place is empty if `VOTES` cameras see it with nothing opaque before it. So is, around an object, what no camera
-    has in view. Specks are not opaque. Where nothing is opaque, nothing is matter.
+    A place is empty if `VOTES` cameras see it with nothing opaque before it, or if no camera has it in view. Specks are
+    not opaque. Where nothing is opaque, nothing is matter.
     """
     points = region.center + region.radius * cell_middles(LATTICE, region.center.device)
     values = torch.cat([surface.values(part) for part in points.split(ROWS_AT_ONCE)])
@@ -93,7 +94,7 @@ def find_matter(surface: LevelSet, region: Region, cameras: Cameras) -> Tensor:
         return opaque.view(LATTICE, LATTICE, LATTICE)
     cameras = replace(cameras, model="pinhole", distortion=None)  # lenses fold what is far outside back into the image
     votes = torch.zeros(len(points), dtype=torch.uint8, device=points.device)
-    in_view = torch.full_like(opaque, bool(region.inside_out))
+    in_view = torch.zeros_like(opaque)
     chosen = torch.linspace(0, len(cameras) - 1, min(MOST_VIEWS, len(cameras)), dtype=torch.float64).round().long()
     for index in chosen.tolist():
         camera = cameras[index].to(points.device)

@@ -1,6 +1,7 @@
 """The run that a command is about: the flags that name it, and loading it. Shared by the doors that read runs."""
 
 import argparse
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from nfc_splat.errors import UserError
 if TYPE_CHECKING:
     from nfc_splat.cameras import Cameras
     from nfc_splat.data import Split
+    from nfc_splat.fields.gaussians import Config, Model
     from nfc_splat.training.load import LoadedRun
 
 SPLITS = ("test", "train", "val")
@@ -17,7 +19,12 @@ SPLITS = ("test", "train", "val")
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add RUN, --checkpoint, --scene and --device."""
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder, or one of its checkpoints")
+    parser.add_argument(
+        "run",
+        type=Path,
+        metavar="RUN",
+        help="run folder, or one of its checkpoints, or Gaussians in a PLY with --scene",
+    )
     parser.add_argument("--checkpoint", type=int, metavar="STEP", help="which checkpoint (default: the newest)")
     parser.add_argument("--scene", type=Path, metavar="FOLDER", help="where the scene is now, if it was moved")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to render")
@@ -35,7 +42,21 @@ def load_chosen_run(options: argparse.Namespace) -> tuple["LoadedRun", str]:
 
     set_threads(None)
     device = choose_device(options.device)
+    if is_splat_file(options.run):
+        return load_splats(options), device
     return load_run(_checkpoint(options.run, options.checkpoint), device, scene=options.scene), device
+
+
+def is_splat_file(path: Path) -> bool:
+    """Whether `path` is meant as Gaussians in a file, and not as a run."""
+    return path.suffix.lower() == ".ply"
+
+
+def run_folder(options: argparse.Namespace) -> Path:
+    """The folder of the run that a command is about; beside a file of Gaussians, one of its name."""
+    from nfc_splat.training.run import find_run
+
+    return options.run.with_suffix("") if is_splat_file(options.run) else find_run(options.run).folder
 
 
 def _checkpoint(run: Path, step: int | None) -> Path:
@@ -63,14 +84,55 @@ def chosen_split(run: "LoadedRun", flag: str, name: str) -> "Split":
     return split
 
 
+def check_time(time: float) -> None:
+    """Raise a `UserError` unless `time` is in [0, 1]."""
+    if not 0 <= time <= 1:
+        raise UserError(f"--time {time:g}: expected 0 to 1, the first and the last moment of the scene")
+
+
 def at_time(run: "LoadedRun", cameras: "Cameras", time: float) -> "Cameras":
     """`cameras` at another time; a `UserError` when the run's method knows none."""
     import torch
 
     from nfc_splat.fields import find_method
 
-    if not 0 <= time <= 1:
-        raise UserError(f"--time {time:g}: expected 0 to 1, the first and the last moment of the scene")
+    check_time(time)
     if not find_method(run.config.method).dynamic:
         raise UserError(f"--time {time:g}: {run.config.method} does not model motion; leave it out")
     return replace(cameras, times=torch.full((len(cameras),), time))
+
+
+def load_splats(options: argparse.Namespace) -> "LoadedRun":
+    """The Gaussians in a PLY in INRIA's layout, from any tool, as if a run of `3dgs` on --scene had left them.
+
+    Raises:
+        UserError: no scene, or not such a file.
+    """
+    if options.scene is None:
+        raise UserError(
+            f"{options.run}: is a file of Gaussians; name the scene whose views to draw with --scene FOLDER"
+        )
+    if options.checkpoint is not None:
+        raise UserError(f"--checkpoint {options.checkpoint}: {options.run} is a file, not a run; leave it out")
+    from nfc_splat.training.config import choose_device, default_config, resolve
+    from nfc_splat.training.load import LoadedRun, load_training_scene
+
+    device = choose_device(options.device)
+    config = resolve(default_config(options.scene, method="3dgs", preset="paper", device=device))
+    model, _ = splat_model(options.run, config.model, device)
+    return LoadedRun(config, load_training_scene(config), model, 0)
+
+
+def splat_model(path: Path, config: "Config", device: str) -> tuple["Model", int]:
+    """The Gaussians of a PLY, to be drawn as `config` says, in eval mode, and how many were left out for not being
+    finite; where the file says so, antialiased."""
+    from nfc_splat.fields.gaussians import Model
+    from nfc_splat.fields.splat_file import read_splats
+
+    splats, dropped = read_splats(path)
+    if not len(splats.means):
+        raise UserError(f"{path}: holds no Gaussian whose values are finite")
+    degree = math.isqrt(splats.shN.shape[1] + 1) - 1
+    tensors = {name: getattr(splats, name) for name in ("means", "quats", "scales", "opacities", "sh0", "shN")}
+    config = replace(config, sh_degree=degree, antialiased=splats.antialiased)
+    return Model(config, tensors, degree).to(device).eval(), dropped

@@ -1,4 +1,4 @@
-"""`python -m nfc_splat.render RUN`: draw a trained model from its own views or along a camera path.
+"""`python -m nfc_splat.render RUN`: draw a trained model, or Gaussians of any tool, from views or along a camera path.
 
 Writes below RUN/rendered/PATH: color/, alpha/, depth/ and, on request, normal/ (00000.png, 00001.png, ...),
 depth_preview/, frames.json with the cameras and the meaning of the values, and videos on request.
@@ -7,10 +7,11 @@ depth_preview/, frames.json with the cameras and the meaning of the values, and 
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nfc_splat.chosen_run import SPLITS, add_run_arguments, at_time, chosen_split, load_chosen_run
+from nfc_splat.chosen_run import SPLITS, add_run_arguments, at_time, chosen_split, load_chosen_run, run_folder
 from nfc_splat.errors import UserError, run_command
 from nfc_splat.files import write_json
 from nfc_splat.rendering.paths import PATHS, camera_path, camera_to_world
@@ -35,15 +36,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     _check(options)
 
-    from nfc_splat.training.run import find_run
-
     run, device = load_chosen_run(options)
     cameras, names = choose_cameras(run, options)
+    options.fps = options.fps or 30.0
     if options.time is not None:
         cameras = at_time(run, cameras, options.time)
     if options.video:
         check_video(options.video, len(cameras), *_one_size(cameras))
-    folder = options.out or find_run(options.run).folder / "rendered" / options.path
+    folder = options.out or run_folder(options) / "rendered" / Path(options.path).stem
     background = _background(run, options.background).to(device)
     _ask_for_normals(run, options)
     with progress(len(cameras), options.path) as advance:
@@ -71,11 +71,12 @@ def _parser() -> argparse.ArgumentParser:
     add_run_arguments(parser)
     parser.add_argument(
         "--path",
-        choices=(*SPLITS, *PATHS),
+        type=_path,
+        metavar="PATH",
         default="test",
-        help="a split's views; orbit: around what the cameras look at; interpolate: a smooth curve through training "
-        "cameras; spiral: around the middle camera; still: the first training camera, while time passes "
-        "(default: test)",
+        help="test, train or val: a split's views; orbit: around what the cameras look at; interpolate: a smooth curve "
+        "through training cameras; spiral: around the middle camera; still: the first training camera, while time "
+        "passes; FILE.json: a camera path of nerfstudio's viewer (default: test)",
     )
     parser.add_argument(
         "--time",
@@ -85,9 +86,9 @@ def _parser() -> argparse.ArgumentParser:
         "0 to 1 along a path)",
     )
     parser.add_argument("--frames", type=int, default=120, metavar="N", help="frames of a path (default: 120)")
-    parser.add_argument("--fps", type=float, default=30.0, help="frames per second of a video (default: 30)")
-    parser.add_argument("--width", type=int, metavar="PIXELS", help="(default: the photographs')")
-    parser.add_argument("--height", type=int, metavar="PIXELS", help="(default: the photographs')")
+    parser.add_argument("--fps", type=float, help="frames per second of a video (default: the file's, or 30)")
+    parser.add_argument("--width", type=int, metavar="PIXELS", help="(default: the photographs', or the file's)")
+    parser.add_argument("--height", type=int, metavar="PIXELS", help="(default: the photographs', or the file's)")
     parser.add_argument(
         "--video", nargs="?", choices=VIDEOS, const="mp4", help="also write videos; mp4 unless webp is asked for"
     )
@@ -104,6 +105,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--background", choices=("scene", "white", "black"), default="scene")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="(default: RUN/rendered/PATH)")
     return parser
+
+
+def _path(text: str) -> str:
+    """A value of --path."""
+    if text in (*SPLITS, *PATHS) or text.lower().endswith(".json"):
+        return text
+    names = ", ".join((*SPLITS, *PATHS))
+    raise argparse.ArgumentTypeError(f"{text!r}: expected one of {names}, or a file whose name ends with .json")
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -127,8 +136,24 @@ def choose_cameras(run: "LoadedRun", options: argparse.Namespace) -> tuple["Came
         sizes = torch.tensor([_scaled(size, options) for size in split.cameras.sizes.tolist()])
         return split.cameras.resized(sizes), list(split.names)
     cameras = run.scene.splits["train"].cameras
+    if options.path not in PATHS:
+        return _cameras_of_file(Path(options.path), cameras.times is not None, options), None
     width, height = _scaled(cameras.sizes.median(0).values.tolist(), options)
     return camera_path(options.path, cameras, options.frames, width, height), None
+
+
+def _cameras_of_file(path: Path, moves: bool, options: argparse.Namespace) -> "Cameras":
+    """The cameras of a file, at its own times, else from 0 to 1, where the scene moves; settles the frame rate."""
+    import torch
+
+    from nfc_splat.rendering.camera_path_file import TRANSFORMS, read_camera_path
+
+    found = read_camera_path(path)
+    options.fps = options.fps or found.fps
+    print(f"{path}: {f'{TRANSFORMS} beside it is undone' if found.moved else 'taken to be in the frame of the scene'}")
+    cameras = found.cameras(*_scaled((found.width, found.height), options))
+    times = found.times if found.times is not None else torch.linspace(0, 1, len(cameras))
+    return replace(cameras, times=times if moves else None)
 
 
 def _scaled(size: Sequence[int], options: argparse.Namespace) -> tuple[int, int]:

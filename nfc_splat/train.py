@@ -57,6 +57,7 @@ def train(config: "TrainConfig") -> int:
     scene = load.load_training_scene(config)
     _introduce(config, scene)
     _check_motion(config.method, scene.splits["train"])
+    _check_split(config.split, scene)
     fingerprint = load.scene_hash(scene)
     views = scene.splits["train"]
     geometry = scene_geometry(scene, config.device)
@@ -123,19 +124,21 @@ def finish(run: "LoadedRun", seconds: float) -> None:
     if run.model.primitives is not None:
         lines.append(("primitives", f"{run.model.primitives:,}"))
     pictures = []
-    if len(run.scene.splits["test"]):
-        log.info("measuring %d test views", len(run.scene.splits["test"]))
+    views = run.scene.splits[config.split]
+    if len(views):
+        log.info("measuring %d %s views", len(views), config.split)
         summary = evaluate_views(
             run.model,
-            run.scene.splits["test"],
+            views,
             background=run.scene.background,
             protocol=PROTOCOLS[config.protocol],
             device=config.device,
             folder=out,
             extra=evaluation_facts(run) | {"train_seconds": seconds, "peak_memory_mb": round(peak_memory() / 2**20)},
+            split_name=config.split,
         )
         metrics = format_metrics(summary["psnr"], summary["ssim"], summary["lpips"])
-        lines.append((f"{summary['n_views']} test views", f"{metrics}   (protocol {config.protocol})"))
+        lines.append((f"{summary['n_views']} {config.split} views", f"{metrics}   (protocol {config.protocol})"))
         lines += [("note", note) for note in summary["notes"]]
         pictures = [out / "contact_sheet.png", out / "renders"]
     else:
@@ -177,7 +180,10 @@ def _check_motion(name: str, views: "Split") -> None:
     if find_method(name).dynamic:
         if count < 2:
             why = "the frames have no times" if times is None else "all training frames have the same time"
-            raise UserError(f"--method {name} models motion, and {why}; use --method 3dgs, or give each frame its time")
+            raise UserError(
+                f"--method {name} models motion, and {why}; use --method 3dgs, or give each frame its time "
+                "(--time-from names takes it from the order of the images' names)"
+            )
         log.info("time:   the training frames carry %d different times, so the scene moves", count)
     elif count > 1:
         log.warning(
@@ -187,6 +193,13 @@ def _check_motion(name: str, views: "Split") -> None:
             count,
             " or ".join(fitting),
         )
+
+
+def _check_split(name: str, scene: "Scene") -> None:
+    """Raise a `UserError` when the views to be measured are ones that the scene does not have."""
+    if name != "test" and not scene.splits.get(name):
+        present = ", ".join(f"{other} ({len(views)})" for other, views in scene.splits.items())
+        raise UserError(f"--split {name}: {scene.name} has no such views, it has {present}; choose another")
 
 
 class _Printer(logging.Handler):

@@ -350,6 +350,47 @@ def write_llff(root: Path, known: Known) -> None:
     np.save(root / "poses_bounds.npy", llff_rows(known))
 
 
+def write_dynerf(root: Path, known: Known, *, frames: int | None = None) -> None:
+    """A folder for every camera. Without `frames` each has one, of the camera's own number; else all are alike."""
+    for i in range(COUNT):
+        for moment in [i] if frames is None else range(frames):
+            write_png(root / f"cam{i:02d}" / "images" / f"{moment:04d}.png", known.image(i))
+    np.save(root / "poses_bounds.npy", llff_rows(known))
+
+
+HYPERNERF_CENTER, HYPERNERF_SCALE = [0.1, -0.2, 0.3], 0.125
+
+
+def hypernerf_camera(pose: np.ndarray) -> dict:
+    return {
+        "orientation": pose[:3, :3].T.tolist(),
+        "position": pose[:3, 3].tolist(),
+        "focal_length": FOCAL,
+        "principal_point": [WIDTH / 2, HEIGHT / 2],
+        "skew": 0.0,
+        "pixel_aspect_ratio": 1.0,
+        "radial_distortion": [0.0, 0.0, 0.0],
+        "tangential_distortion": [0.0, 0.0],
+        "image_size": [WIDTH, HEIGHT],
+    }
+
+
+def write_hypernerf(root: Path, known: Known) -> None:
+    """Two cameras side by side: even images are the left one's, to train on, and the odd ones the right one's."""
+    ids = [f"{i:06d}" for i in range(COUNT)]
+    (root / "camera").mkdir(parents=True)
+    for i, name in enumerate(ids):
+        (root / "camera" / f"{name}.json").write_text(json.dumps(hypernerf_camera(known.poses[i])))
+        write_png(root / "rgb" / "1x" / f"{name}.png", known.image(i))
+    split = {"count": COUNT, "num_exemplars": COUNT // 2, "ids": ids, "train_ids": ids[::2], "val_ids": ids[1::2]}
+    (root / "dataset.json").write_text(json.dumps(split))
+    moments = {name: {"warp_id": i // 2, "appearance_id": i // 2, "camera_id": i % 2} for i, name in enumerate(ids)}
+    (root / "metadata.json").write_text(json.dumps(moments))
+    scene = {"scale": HYPERNERF_SCALE, "center": HYPERNERF_CENTER, "near": 0.25, "far": 0.75}
+    (root / "scene.json").write_text(json.dumps(scene))
+    np.save(root / "points.npy", known.points)
+
+
 WRITERS = {
     "blender": write_blender,
     "nerfstudio": write_nerfstudio,
@@ -360,4 +401,6 @@ WRITERS = {
     "nerfpp": write_nerfpp,
     "dtu": write_dtu,
     "llff": write_llff,
+    "dynerf": write_dynerf,
+    "hypernerf": write_hypernerf,
 }

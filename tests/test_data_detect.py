@@ -43,6 +43,8 @@ def test_nothing_fits_lists_every_format(tmp_path):
     assert "nerfpp: no train/ folder" in message
     assert "dtu: no cameras_sphere.npz or cameras.npz" in message
     assert "llff: no poses_bounds.npy" in message
+    assert "dynerf: no poses_bounds.npy" in message
+    assert "hypernerf: no dataset.json" in message
     assert "\n" not in message
 
 
@@ -146,8 +148,9 @@ def test_every_field_is_a_flag():
     import tyro
 
     arguments = "--format colmap --downscale 4 --test-every 5 --background white --allow-missing --image-cache-gb 0.5"
-    config = tyro.cli(DataConfig, args=arguments.split())
-    assert config == DataConfig("colmap", 4, 5, "white", allow_missing=True, image_cache_gb=0.5)
+    config = tyro.cli(DataConfig, args=[*arguments.split(), "--time-from", "names"])
+    expected = DataConfig("colmap", 4, 5, "names", "white", allow_missing=True, image_cache_gb=0.5)
+    assert config == expected
 
 
 def test_the_package_costs_nothing_until_it_is_used():

@@ -62,7 +62,7 @@ def test_all_formats_give_the_same_cameras(folders, known, format, undistort):
     torch.testing.assert_close(cameras.Ks, K.expand(COUNT, 3, 3), rtol=1e-6, atol=0)
     assert cameras.sizes.tolist() == [[WIDTH, HEIGHT]] * COUNT
     assert cameras.model == "pinhole"
-    assert cameras.times is None
+    assert (cameras.times is None) == (format not in ("dynerf", "hypernerf"))
 
 
 @pytest.mark.parametrize("format", [*WRITERS, "colmap_text"])
@@ -75,6 +75,8 @@ def test_default_splits(folders, format):
         "blender": {"test": [0, 4, 8], "train": [i for i in range(COUNT) if i % 4]},
         "nsvf": {"train": [0, 3, 6, 9], "val": [1, 4, 7, 10], "test": [2, 5, 8, 11]},
         "nerfpp": {"train": [2, 3, 6, 7, 10, 11], "val": [1, 5, 9], "test": [0, 4, 8]},
+        "dynerf": {"train": list(range(1, COUNT)), "test": [0]},
+        "hypernerf": {"train": list(range(0, COUNT, 2)), "test": list(range(1, COUNT, 2))},
     }
     assert found == given.get(format, held_out)
     assert sum(notice.startswith("Split: ") for notice in scene.notices) == 1

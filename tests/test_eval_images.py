@@ -252,6 +252,34 @@ def test_the_headline_lpips_is_the_protocols_first_network():
     assert mean_scores(scores, PROTOCOLS["graphdeco"])["lpips"] == pytest.approx(0.5)
 
 
+def test_pooled_psnr_is_that_of_all_pixels_together():
+    """D-NeRF's: one mean squared error over the 8-bit pictures of all views, which PSNR's mean never falls below."""
+    pairs = [images(noise=noise, seed=seed) for seed, noise in enumerate((0.01, 0.1, 0.3))]
+    protocol = PROTOCOLS["dnerf"]
+    scores = [score_view(pred, target, None, protocol, {}) for pred, target in pairs]
+    cut = lambda image: np.floor(255 * image.double().numpy()) / 255  # noqa: E731
+    together = np.mean([(cut(pred) - cut(target)) ** 2 for pred, target in pairs])
+    pooled = mean_scores(scores, protocol)["psnr"]
+    assert pooled == pytest.approx(-10 * np.log10(together), abs=1e-9)
+    assert pooled < np.mean([score.psnr for score in scores]) - 1
+    same = score_view(pairs[0][1], pairs[0][1], None, protocol, {})
+    expected = -10 * math.log10(scores[1].mse / 2)  # an identical view counts, with no error
+    assert mean_scores([same, scores[1]], protocol)["psnr"] == pytest.approx(expected)
+    assert mean_scores([same], protocol)["psnr"] is None
+    lost = score_view(torch.full_like(pairs[0][0], math.nan), pairs[0][1], None, protocol, {})
+    assert mean_scores([lost, scores[1]], protocol)["psnr"] == pytest.approx(scores[1].psnr)
+
+
+def test_the_protocols_of_moving_scenes():
+    dnerf, gaussians = PROTOCOLS["dnerf"], PROTOCOLS["4dgs"]
+    assert (dnerf.quantize, dnerf.ssim_padding, dnerf.lpips_nets) == ("truncate", "valid", ("vgg",))
+    assert (dnerf.lpips_signed, dnerf.pooled, dnerf.left_out) == (True, True, 1)
+    assert (gaussians.quantize, gaussians.ssim_padding, gaussians.lpips_nets) == ("round", "zero", ("vgg", "alex"))
+    assert (gaussians.lpips_signed, gaussians.pooled, gaussians.left_out) == (False, False, 0)
+    assert dnerf.describe()["psnr"] == "-10 log10 of the views' mean MSE"
+    assert dnerf.describe()["left_out"] == 1
+
+
 def test_shapes_that_differ_are_refused():
     pred, target = images()
     with pytest.raises(ValueError, match="rendering is"):

@@ -89,6 +89,18 @@ def test_the_protocol_block_says_how_the_numbers_came_about(tmp_path):
     assert summary["step"] == 70
 
 
+def test_a_protocol_may_leave_out_the_first_views(tmp_path):
+    summary = evaluate(tmp_path, ToySplit(4), protocol="dnerf")
+    assert summary["n_views"] == 3
+    rows = json.loads((tmp_path / "eval/per_view.json").read_text())
+    assert [row["name"] for row in rows] == ToySplit(4).names[1:]
+    assert [row["file"][:4] for row in rows] == ["0001", "0002", "0003"]
+    errors = [10 ** (-row["psnr"] / 10) for row in rows]
+    assert summary["psnr"] == pytest.approx(-10 * np.log10(np.mean(errors)), abs=1e-9)
+    with pytest.raises(UserError, match="--protocol dnerf leaves out the first 1 of the split's 1 views"):
+        evaluate(split=ToySplit(1), protocol="dnerf")
+
+
 def test_without_networks_lpips_is_null_with_the_reason(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torchvision", None)
     summary = evaluate(tmp_path)

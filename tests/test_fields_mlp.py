@@ -9,19 +9,20 @@ from torch import nn
 from nfc_splat.fields import mlp
 from nfc_splat.fields.mlp import MLP, POOL, BufferPool, active_rows
 
-SHAPES = {  # D, O, W, depth, skips
+SHAPES = {  # D, O, W, depth, skips, how much of D a skip hands on
     "linear": (5, 4, 8, 0, ()),
     "one hidden": (32, 16, 64, 1, ()),
     "two hidden": (39, 24, 64, 2, ()),
     "skips": (11, 7, 48, 5, (1, 3)),
     "last skip": (6, 3, 16, 3, (2,)),
     "trunk": (63, None, 32, 8, (4,)),
+    "part of the input": (11, 3, 32, 5, (1, 3), 7),
 }
 
 
 def build(shape, **options):
-    inputs, outputs, width, depth, skips = SHAPES[shape]
-    return MLP(inputs, outputs, width, depth, skips=skips, **options)
+    inputs, outputs, width, depth, skips, *part = SHAPES[shape]
+    return MLP(inputs, outputs, width, depth, skips=skips, skip_dim=part[0] if part else None, **options)
 
 
 def gradients(network, x, weight):

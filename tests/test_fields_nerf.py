@@ -344,6 +344,24 @@ def test_samples_do_not_pass_gradients_to_the_first_network():
     assert all(p.grad is None or (p.grad == 0).all() for p in model.coarse.parameters())
 
 
+@pytest.mark.parametrize("unit", [0.01, 300.0])
+def test_the_unit_of_the_world_changes_nothing(unit):
+    """A scene in millimetres is the scene in metres."""
+    cameras, large = ring(), ring(distance=4.0 * unit)
+    models = []
+    for seen, factor in ((cameras, 1.0), (large, unit)):
+        torch.manual_seed(0)
+        scene = SceneGeometry(seen, None, None, near_far=(2.0 * factor, 6.0 * factor))
+        models.append(build(scene, encoding="hash" if unit > 1 else "positional").eval())
+    assert float(models[0].unit) == 1
+    assert float(models[1].unit) == pytest.approx(unit)
+    rays, stretched = (seen.rays(torch.tensor([[0, 5, 9], [2, 16, 16], [3, 30, 2]])) for seen in (cameras, large))
+    drawn, again = models[0].march(rays, WHITE), models[1].march(stretched, WHITE)
+    torch.testing.assert_close(again.alpha, drawn.alpha, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(again.color, drawn.color, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(again.depth, drawn.depth * unit, rtol=1e-3, atol=1e-4 * unit)
+
+
 @pytest.mark.parametrize("space", ["world", "ndc"])
 def test_no_pixels_are_no_colours(space):
     model = build(SceneGeometry(row(), None, None, near_far=(2.0, 9.0)), space=space).eval()

@@ -35,7 +35,8 @@ SERVICES = {"errors", "files", "machine", "open3d_loader", "options", "terminal"
 INDEPENDENT = {"losses", "cameras", "errors"}
 # Doors may import anything; they are the modules of the package's top that no layer above names, and these.
 EVAL_DOORS = {
-    f"nfc_splat.eval.{name}" for name in ("__main__", "speed", "speed_fields", "speed_mesh", "speed_nerf", "cost")
+    f"nfc_splat.eval.{name}"
+    for name in ("__main__", "speed", "speed_fields", "speed_mesh", "speed_nerf", "speed_dnerf", "cost", "splats")
 }
 # Third-party packages that the independent modules may name, anywhere in their source.
 FOREIGN = {"losses": {"torch"}, "cameras": {"torch"}, "errors": set(), "files": set()}

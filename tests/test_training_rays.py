@@ -101,6 +101,8 @@ def test_candidates_alone_are_drawn():
     candidates = torch.tensor([0, 3, 21, 53])
     drawn = batches.draw(Sampling("shuffled_rays", rays=4, candidates=candidates), sampler).pixels
     assert sorted(Pixels(Views()).numbers(drawn).tolist()) == candidates.tolist()
+    drawn = batches.draw(Sampling("random_rays", rays=90, candidates=candidates), sampler).pixels
+    assert Pixels(Views()).numbers(drawn).unique().tolist() == candidates.tolist()
     with pytest.raises(UserError, match="no pixel is left"):
         batches.draw(Sampling("shuffled_rays", rays=4, candidates=candidates[:0]), sampler)
 
@@ -125,6 +127,23 @@ def test_rays_of_one_image_are_different_and_central():
         assert len(pixels.unique(dim=0)) == min(4, round(width / 2) * round(height / 2))
         assert ((pixels[:, 1] >= (height - height // 2) // 2) & (pixels[:, 1] < height - 1)).all()
     assert seen == {0, 1, 2}
+
+
+def test_rays_of_a_random_one_of_some_images():
+    batches, sampler = Batches(Views(), WHITE, "cpu"), Sampler(3, seed=5)
+    asked = Sampling("image_rays", rays=4, views=torch.tensor([2, 0]))
+    drawn = [batches.draw(asked, sampler).pixels[:, 0].unique().tolist() for _ in range(40)]
+    assert {index for (index,) in drawn} == {0, 2}
+    turns = [next(iter(pair)) for pair in drawn]
+    assert 8 < turns.count(0) < 32
+    assert turns[::2] != [turns[0]] * 20  # at random, not by turns
+    state = {name: value.clone() for name, value in sampler.state_dict().items()}
+    other = Sampler(3, seed=9)
+    other.load_state_dict(state)
+    for _ in range(5):
+        assert torch.equal(batches.draw(asked, sampler).pixels, batches.draw(asked, other).pixels)
+    everything = Sampling("image_rays", rays=4)
+    assert {int(batches.draw(everything, sampler).pixels[0, 0]) for _ in range(3)} == {0, 1, 2}
 
 
 def test_a_random_background_is_the_targets_too():

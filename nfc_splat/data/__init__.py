@@ -1,8 +1,8 @@
 """Reading scenes: `load_scene(path, DataConfig(), undistort=...) -> Scene`, `detect_format(path)`.
 
-One module per format (`blender`, `nerfstudio`, `colmap`, `replica`, `sdfstudio`, `nsvf`, `nerfpp`, `dtu`, `llff`) finds
-the frames (`capture`); `prepare` and `assemble` check them and build cameras; `store` decodes. Names are imported on
-first use.
+One module per format (`blender`, `nerfstudio`, `colmap`, `replica`, `sdfstudio`, `nsvf`, `nerfpp`, `dtu`, `llff`,
+`dynerf`, `hypernerf`) finds the frames (`capture`); `prepare` and `assemble` check them and build cameras; `store`
+decodes. Names are imported on first use.
 """
 
 from importlib import import_module

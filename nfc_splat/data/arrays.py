@@ -26,9 +26,9 @@ MAX_MEMBER = 2**14
 MAX_MEMBER_NUMBERS = 16
 
 
-def read_npy(path: Path) -> np.ndarray:
-    """The array of a `.npy` file as float64."""
-    return _array(_content(path), str(path))
+def read_npy(path: Path, max_bytes: int = MAX_BYTES) -> np.ndarray:
+    """The array of a `.npy` file of at most `max_bytes` as float64."""
+    return _array(_content(path, max_bytes), str(path))
 
 
 def read_npz(path: Path, wanted: re.Pattern[str]) -> dict[str, np.ndarray]:
@@ -55,11 +55,12 @@ def read_npz(path: Path, wanted: re.Pattern[str]) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _content(path: Path) -> bytes:
+def _content(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
     try:
         size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise UserError(f"{path}: {size} bytes, expected at most {MAX_BYTES} for the cameras of a scene")
+        if size > max_bytes:
+            what = "the cameras of a scene" if max_bytes == MAX_BYTES else "its points"
+            raise UserError(f"{path}: {size} bytes, expected at most {max_bytes} for {what}")
         with open(path, "rb") as handle:
             return handle.read(size)
     except OSError as error:

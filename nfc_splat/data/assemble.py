@@ -1,15 +1,18 @@
 """From views to cameras and loading jobs: lenses kept or taken away, times, and what looks suspicious."""
 
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import PurePosixPath
 
 import numpy as np
 import torch
 
 from nfc_splat.cameras import Cameras
 from nfc_splat.data.capture import Frame, Lens, counted, naming
+from nfc_splat.data.config import DataConfig
 from nfc_splat.data.prepare import View
 from nfc_splat.data.resample import Remap, undistorted_intrinsics
 from nfc_splat.data.store import Job
@@ -20,8 +23,14 @@ from nfc_splat.errors import UserError
 OFF_CENTER = 0.2
 
 
-def normalized_times(frames: Sequence[Frame], notices: list[str]) -> list[float] | None:
-    """Times in [0, 1] over all splits together, or None for a static scene."""
+def normalized_times(frames: Sequence[Frame], config: DataConfig, notices: list[str]) -> list[float] | None:
+    """Times in [0, 1] over all splits together, or None for a static scene.
+
+    Raises:
+        UserError: they shall come from the images' names, which are all the same.
+    """
+    if config.time_from == "names":
+        return _times_from_names(frames, notices)
     timed = [frame for frame in frames if frame.time is not None]
     if not timed:
         return None
@@ -29,15 +38,40 @@ def normalized_times(frames: Sequence[Frame], notices: list[str]) -> list[float]
         first = next(frame.name for frame in frames if frame.time is None)
         notices.append(
             f"Warning: {len(frames) - len(timed)} of {len(frames)} frames have no `time`, {first!r} first, so "
-            "the scene counts as static."
+            "the scene counts as static; --time-from names takes times from the order of the images' names."
         )
         return None
     times = [frame.time for frame in frames]
     low, high = min(times), max(times)
     if 0 <= low and high <= 1:
         return times
+    if not high - low < math.inf:
+        raise UserError(f"{frames[times.index(high)].name}: its time is {high:g}, another is {low:g}; correct them")
     notices.append(f"Times from {low:g} to {high:g} were mapped to 0 to 1.")
     return [(time - low) / (high - low) if high > low else 0.0 for time in times]
+
+
+def _times_from_names(frames: Sequence[Frame], notices: list[str]) -> list[float]:
+    """Even times from 0 to 1 in the order of the images' names, without their folders; numbers in names count as
+    numbers, so that 10 follows 9."""
+    stems = [PurePosixPath(frame.name).stem for frame in frames]
+    order = sorted(set(stems), key=_natural)
+    if len(order) < 2 and len(frames) > 1:
+        raise UserError(
+            f"--time-from names: all images are called {order[0][:80]!r}; expected names that differ with time"
+        )
+    place = {stem: index / max(1, len(order) - 1) for index, stem in enumerate(order)}
+    notices.append(
+        f"Times go evenly from 0 ({order[0][:80]!r}) to 1 ({order[-1][:80]!r}) in the order of "
+        f"{counted(len(order), 'image name')} (--time-from names)."
+    )
+    return [place[stem] for stem in stems]
+
+
+def _natural(name: str) -> tuple[list[str | int], str]:
+    """Sorts numbers in names as numbers. Splitting puts them at the odd places, so that like is compared with like."""
+    parts = re.split(r"([0-9]{1,18})", name)
+    return [int(part) if place % 2 else part for place, part in enumerate(parts)], name
 
 
 def build_cameras(views: Sequence[View], times: list[float] | None, undistort: bool) -> tuple[Cameras, list[Job]]:

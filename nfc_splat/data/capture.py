@@ -36,8 +36,8 @@ class Lens:
 
     Attributes:
         width, height: the image size in pixels that the other numbers are for; None: whatever the image has.
-        fx, fy, cx, cy: in pixels. fx may be None if `angle_x` is given, fy if `angle_y` or fx is; cx and cy None stand
-            for the middle of the image.
+        fx, fy, cx, cy: in pixels. fx may be None if `angle_x` or `angle_y` is given, fy if `angle_y` or fx is; cx and
+            cy None stand for the middle of the image.
         angle_x, angle_y: fields of view in radians.
         model, distortion: as in `nfc_splat.cameras`.
         origin: where the numbers come from, for messages.
@@ -61,9 +61,9 @@ class Lens:
         Raises a `UserError` with the `name` of the image where they make no camera.
         """
         width, height = self.width or width, self.height or height
-        fx = self.fx if self.fx is not None else _focal(width, self.angle_x)
+        fx = self.fx if self.fx is not None else _focal(width, self.angle_x) or _focal(height, self.angle_y)
         if fx is None:
-            raise UserError(f"{self.origin}: no focal length; expected fl_x or camera_angle_x")
+            raise UserError(f"{self.origin}: no focal length; expected fl_x, camera_angle_x or camera_angle_y")
         fy = self.fy if self.fy is not None else (_focal(height, self.angle_y) or fx)
         cx = width / 2 if self.cx is None else self.cx
         cy = height / 2 if self.cy is None else self.cy
@@ -106,8 +106,8 @@ class Frame:
     Attributes:
         name: what it is called in messages and outputs, with `/` and its extension.
         image: the file; it may be missing.
-        folder, below: the folder that reduced copies of all images may sit beside (`images` for `images_4`) and the
-            path below those folders by which this image's copy is found; None and "" where there is no such folder.
+        folder, below: the folder that reduced copies of all images may sit beside (`reduced_folder`) and the path
+            below those folders by which this image's copy is found; None and "" where there is no such folder.
         lens: its intrinsics.
         camera_to_world: [4, 4] float64, not yet checked.
         split: "train", "val" or "test" if the files say so.
@@ -196,6 +196,12 @@ class Capture:
         if self.collider is not None:
             digest.update(self.collider.encode())
         return digest.hexdigest()
+
+
+def reduced_folder(folder: Path, factor: int) -> Path:
+    """Where copies of the images in `folder`, reduced `factor` times, may lie: `images_4` beside `images`, and `4x`
+    beside `1x`, as HyperNeRF calls them."""
+    return folder.with_name(f"{factor}x" if folder.name == "1x" else f"{folder.name}_{factor}")
 
 
 def naming(names: list[str], limit: int = 5) -> str:

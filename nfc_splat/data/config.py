@@ -6,7 +6,20 @@ from typing import ClassVar, Literal
 
 from nfc_splat.errors import UserError
 
-Format = Literal["auto", "blender", "nerfstudio", "colmap", "replica", "sdfstudio", "nsvf", "nerfpp", "dtu", "llff"]
+Format = Literal[
+    "auto",
+    "blender",
+    "nerfstudio",
+    "colmap",
+    "replica",
+    "sdfstudio",
+    "nsvf",
+    "nerfpp",
+    "dtu",
+    "llff",
+    "dynerf",
+    "hypernerf",
+]
 
 # Pillow itself refuses images of more than twice its warning threshold, whatever is asked for here.
 PILLOW_MAX_PIXELS = 178_956_970
@@ -16,7 +29,8 @@ PILLOW_MAX_PIXELS = 178_956_970
 class DataConfig:
     """How to read a scene folder."""
 
-    FLAG_GROUPS: ClassVar[dict[str, str]] = {"format": "data", "ignore_background": "data limits"}
+    # What --help calls the flags from this one on.
+    FLAG_GROUPS: ClassVar[dict[str, str]] = {"background": "data content", "allow_missing": "data trust and memory"}
 
     format: Format = "auto"
     """What the scene is. "auto" finds out and says why."""
@@ -28,6 +42,10 @@ class DataConfig:
     test_every: int | None = None
     """Hold out every N-th image for testing, the first one included; 0 holds out none. It replaces the scene's own
     split. By default that, else every 8th (Replica: every 10th)."""
+
+    time_from: Literal["files", "names"] = "files"
+    """Where the frames' times come from. "files": what the scene's files state. "names": the order of the image names,
+    for the frames of a video; images of the same name in several folders are of the same moment."""
 
     background: Literal["auto", "white", "black"] = "auto"
     """Behind transparent images. "auto": white for Blender and NSVF, else black."""

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from nfc_splat.data.colmap_model import find_models
 from nfc_splat.data.dtu import ARCHIVES, image_folder
+from nfc_splat.data.dynerf import video_parts
 from nfc_splat.data.llff import POSES, image_folders
 from nfc_splat.data.parsing import IMAGE_SUFFIXES
 from nfc_splat.data.replica import FRAME
@@ -20,6 +21,7 @@ SCENE_FILES = {
     "cameras_sphere.npz",
     "cameras.npz",
     "intrinsics.txt",
+    "dataset.json",
 }
 
 # What other tools' data looks like, and what to do about it.
@@ -85,13 +87,34 @@ def _llff(root: Path) -> tuple[str | None, str]:
     return f"{POSES} and {folders[0].name}/", ""
 
 
+def _dynerf(root: Path) -> tuple[str | None, str]:
+    if not (root / POSES).is_file():
+        return None, f"no {POSES}"
+    parts = video_parts(root)
+    if not parts:
+        return None, f"{POSES} but neither cam00/images/ nor cam00.mp4"
+    return f"{POSES} and {parts[0]}", ""
+
+
+def _hypernerf(root: Path) -> tuple[str | None, str]:
+    if not (root / "dataset.json").is_file():
+        return None, "no dataset.json"
+    missing = [name for name in ("camera", "rgb") if not (root / name).is_dir()]
+    if missing:
+        return None, f"dataset.json but no {missing[0]}/ folder"
+    return "dataset.json, camera/ and rgb/", ""
+
+
 # In order of precedence: nerfstudio scenes usually keep the COLMAP model that they were made from, and so do LLFF and
-# many DTU scenes, where it brings points and, for LLFF, the distortion of the lens.
+# many DTU scenes, where it brings points and, for LLFF, the distortion of the lens. HyperNeRF's and DyNeRF's go before
+# it: what COLMAP makes of them knows no time.
 LOOKS = {
     "blender": _file("transforms_train.json"),
     "nerfstudio": _file("transforms.json"),
     "replica": _replica,
     "sdfstudio": _file("meta_data.json"),
+    "hypernerf": _hypernerf,
+    "dynerf": _dynerf,
     "colmap": _colmap,
     "nsvf": _nsvf,
     "nerfpp": _nerfpp,

@@ -32,19 +32,19 @@ REDUCED = re.compile(r"images_([2-9]|[1-9][0-9]{1,5})")
 def read(root: Path, config: DataConfig) -> Capture:
     """Read all rows; every 8th image by name is for testing, as in NeRF."""
     source = root / POSES
-    rows = _read_rows(scene_file(root, POSES, config))
-    capture = Capture(source=source, frames=[], near_far=_near_far(rows[:, 15:], source))
+    rows = read_rows(scene_file(root, POSES, config))
+    capture = Capture(source=source, frames=[], near_far=depth_range(rows, source))
     names, copies = _names(root, len(rows), config, capture)
     for index, (row, name, copy) in enumerate(zip(rows, names, copies, strict=True)):
-        columns = row[:15].reshape(3, 5)
+        lens, pose = row_camera(row, f"{source}: row {index}")
         capture.frames.append(
             Frame(
                 name=name,
                 image=inside(root, f"images/{name}", config),
                 folder=root / "images",
                 below=copy,
-                lens=_lens(columns[:, 4], f"{source}: row {index}"),
-                camera_to_world=_camera_to_world(columns),
+                lens=lens,
+                camera_to_world=pose,
             )
         )
     return capture
@@ -57,7 +57,7 @@ def image_folders(root: Path) -> list[Path]:
     return full + sorted(reduced, key=lambda path: int(path.name[7:]))
 
 
-def _read_rows(path: Path) -> np.ndarray:
+def read_rows(path: Path) -> np.ndarray:
     """[N, 17]"""
     rows = read_npy(path)
     if rows.ndim != 2 or rows.shape[1] != 17 or not 1 <= len(rows) <= MAX_FRAMES:
@@ -89,6 +89,12 @@ def _names(root: Path, count: int, config: DataConfig, capture: Capture) -> tupl
     return names, copies
 
 
+def row_camera(row: np.ndarray, where: str) -> tuple[Lens, np.ndarray]:
+    """The lens, and the camera-to-world matrix [4, 4] in OpenCV axes, of a row [17]."""
+    columns = row[:15].reshape(3, 5)
+    return _lens(columns[:, 4], where), _camera_to_world(columns)
+
+
 def _lens(size_and_focal: np.ndarray, where: str) -> Lens:
     height, width, focal = size_and_focal.tolist()
     for name, value in (("height", height), ("width", width)):
@@ -106,8 +112,9 @@ def _camera_to_world(columns: np.ndarray) -> np.ndarray:
     return pose
 
 
-def _near_far(bounds: np.ndarray, source: Path) -> tuple[float, float]:
-    """The nearest and the farthest depth of all rows [N, 2], without the margin that NeRF takes off (0.9 near)."""
+def depth_range(rows: np.ndarray, source: Path) -> tuple[float, float]:
+    """The nearest and the farthest depth of all rows [N, 17], without the margin that NeRF takes off (0.9 near)."""
+    bounds = rows[:, 15:]
     with np.errstate(invalid="ignore"):
         wrong = ~((0 <= bounds[:, 0]) & (bounds[:, 0] < bounds[:, 1]) & (bounds[:, 1] < np.inf))
     if wrong.any():

@@ -16,4 +16,4 @@ def scene_moves(path: Path, config: DataConfig) -> bool:
     """
     format = detect_format(path)[0] if config.format == "auto" else config.format
     capture = importlib.import_module(f"nfc_splat.data.{format}").read(scene_root(path, config.format), config)
-    return len(set(normalized_times(capture.frames, []) or [])) > 1
+    return len(set(normalized_times(capture.frames, config, []) or [])) > 1

@@ -88,6 +88,16 @@ def matrix(value: Any, key: str, where: str, shapes: tuple[tuple[int, int], ...]
     return result
 
 
+def vector(mapping: Mapping[str, Any], key: str, count: int, where: str) -> list[float] | None:
+    """The list of `count` finite numbers under `key`, or None if it is absent."""
+    value = mapping.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, list) or len(value) != count or None in value:
+        raise UserError(f"{where}: `{key}` is {_kind(value)}, expected a list of {count} numbers")
+    return [number({key: entry}, key, where) for entry in value]
+
+
 def pinhole_lens(
     K: np.ndarray, where: str, width: int | None = None, height: int | None = None, *, shift: float = 0.0
 ) -> Lens:

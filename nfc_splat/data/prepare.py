@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from nfc_splat.cameras import downscaled_size
-from nfc_splat.data.capture import MAX_COORDINATE, MAX_FRAMES, Capture, Frame, Lens, naming
+from nfc_splat.data.capture import MAX_COORDINATE, MAX_FRAMES, Capture, Frame, Lens, naming, reduced_folder
 from nfc_splat.data.config import DataConfig
 from nfc_splat.data.images import read_size
 from nfc_splat.data.parsing import IMAGE_SUFFIXES, is_file, scene_path
@@ -22,6 +22,8 @@ MIN_SIDE = 8
 MAX_REJECTED_POSES = 0.1
 # How far a rotation's columns may be from orthonormal: matrices written with three decimals pass, scaled ones do not.
 ROTATION_TOLERANCE = 1e-2
+# How many times smaller the images in a folder are, by its name.
+FACTOR = re.compile(r"(?<![0-9])([2-9]|[1-9][0-9]{1,5})x?$")
 
 
 @dataclass(frozen=True)
@@ -69,9 +71,10 @@ def prepare_views(root: Path, capture: Capture, config: DataConfig) -> tuple[lis
         capture.notices.append(f"Warning: the scene has {factor}; the intrinsics were scaled to the images.")
     if reduced:
         views = [replace(view, mask=_reduced_mask(root, view, config)) for view in views]
-    resampler = (
-        f"{frames[0][0].folder.name}_{config.downscale}" if reduced else "area" if config.downscale > 1 else "none"
-    )
+    if reduced:
+        resampler = reduced_folder(frames[0][0].folder, config.downscale).name
+    else:
+        resampler = "area" if config.downscale > 1 else "none"
     _report_scaling(resampler, config, views, capture)
     return views, resampler
 
@@ -82,7 +85,7 @@ def _choose_files(root: Path, capture: Capture, config: DataConfig) -> tuple[lis
     if config.downscale == 1 or any(frame.folder is None for frame in capture.frames):
         return own, False
     folders = {frame.folder for frame in capture.frames}
-    if not all((f.with_name(f"{f.name}_{config.downscale}")).is_dir() for f in folders):
+    if not all(reduced_folder(folder, config.downscale).is_dir() for folder in folders):
         return own, False
     ready = [(frame, _reduced_file(root, frame, config)) for frame in capture.frames]
     lacking = [frame.name for frame, path in ready if path is None and is_file(frame.image)]
@@ -97,7 +100,7 @@ def _choose_files(root: Path, capture: Capture, config: DataConfig) -> tuple[lis
 
 def _reduced_file(root: Path, frame: Frame, config: DataConfig) -> Path | None:
     """The frame's image in `images_N`, possibly in another format."""
-    folder = frame.folder.with_name(f"{frame.folder.name}_{config.downscale}")
+    folder = reduced_folder(frame.folder, config.downscale)
     below = Path(frame.below)
     for candidate in (below, *(below.with_suffix(suffix) for suffix in IMAGE_SUFFIXES)):
         path = scene_path(root, str(folder / candidate), allow_external=config.allow_external_paths, source=folder)
@@ -111,7 +114,7 @@ def _reduced_mask(root: Path, view: View, config: DataConfig) -> Path | None:
     mask = view.frame.mask
     if mask is None or mask.parent == root:
         return mask
-    folder = mask.parent.with_name(f"{mask.parent.name}_{config.downscale}")
+    folder = reduced_folder(mask.parent, config.downscale)
     path = scene_path(root, str(folder / mask.name), allow_external=config.allow_external_paths, source=folder)
     return path if is_file(path) else mask
 
@@ -161,9 +164,12 @@ def _nearby(frame: Frame) -> str:
     """A pointer to reduced copies when the full-size folder is gone."""
     if frame.folder is None or frame.folder.is_dir() or not frame.folder.parent.is_dir():
         return ""
-    reduced = re.compile(rf"{re.escape(frame.folder.name)}_([2-9]|[1-9][0-9]{{1,5}})")
-    ready = sorted(p.name for p in frame.folder.parent.iterdir() if reduced.fullmatch(p.name) and p.is_dir())
-    return f" (there is {ready[0]}: pass --downscale {ready[0].rpartition('_')[2]})" if ready else ""
+    ready = []
+    for place in frame.folder.parent.iterdir():
+        factor = FACTOR.search(place.name)
+        if factor and place == reduced_folder(frame.folder, int(factor[1])) and place.is_dir():
+            ready.append((int(factor[1]), place.name))
+    return f" (there is {min(ready)[1]}: pass --downscale {min(ready)[0]})" if ready else ""
 
 
 def _drop_bad_poses(frames: list[tuple[Frame, Path]], capture: Capture) -> list[tuple[Frame, Path]]:

@@ -155,7 +155,7 @@ def _load(path: Path, config: DataConfig, undistort: bool) -> Scene:
     chosen["train"], rule = fewer_views(chosen["train"], config.train_views)
     if rule is not None:
         notices.append(rule)
-    cameras, jobs = build_cameras(views, normalized_times(frames, notices), undistort)
+    cameras, jobs = build_cameras(views, normalized_times(frames, config, notices), undistort)
     undistorted = undistort and any(job.remap is not None for job in jobs)
     notices += _describe_lenses(views, undistort)
     notices += suspicions(cameras, jobs)

@@ -22,10 +22,17 @@ PERSPECTIVE = ("PERSPECTIVE", "SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RAD
 COEFFICIENTS = ("k1", "k2", "k3", "k4", "p1", "p2")
 MAX_COEFFICIENT = 1e4
 
+# Two ways to state focal lengths.
+LENGTHS = ("fl_x", "fl_y")
+ANGLES = ("camera_angle_x", "camera_angle_y")
+
 
 def read_lens(meta: Mapping[str, Any], frame: Mapping[str, Any], where: str) -> Lens:
-    """Intrinsics of a frame; its own keys go before the file's global ones."""
+    """Intrinsics of a frame; its own keys go before the file's global ones, whether they are lengths or angles."""
     keys = ChainMap(frame, meta)
+    for own, others in ((LENGTHS, ANGLES), (ANGLES, LENGTHS)):
+        if any(frame.get(key) is not None for key in own) and not any(frame.get(key) is not None for key in others):
+            keys = ChainMap(frame, {key: value for key, value in meta.items() if key not in others})
     model = _camera_model(keys, where)
     return Lens(
         width=pixels(keys, "w", where),

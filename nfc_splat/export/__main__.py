@@ -1,4 +1,4 @@
-"""`python -m nfc_splat.export {mesh} RUN ...`: write what a run learned as files that other programs read."""
+"""`python -m nfc_splat.export {mesh,splats,points,cameras} RUN ...`: what a run learned, for other programs."""
 
 import argparse
 import sys
@@ -7,7 +7,12 @@ from importlib import import_module
 
 from nfc_splat.errors import run_command
 
-COMMANDS = {"mesh": "the surface, as triangles: from a level set, or fused from rendered depth"}
+COMMANDS = {
+    "mesh": "the surface, as triangles: from a level set, or fused from rendered depth",
+    "splats": "Gaussians, as PLY, .splat or .spz",
+    "points": "what is seen, as coloured points",
+    "cameras": "the cameras, as cameras.json, transforms.json or a COLMAP model",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

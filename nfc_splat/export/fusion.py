@@ -51,15 +51,32 @@ class DepthViews:
 
     def points(self, view: int, most: int, shift: float = 0.0) -> np.ndarray:
         """[N, 3] world points of about `most` pixels of a view at the most, moved `shift` farther along their rays."""
-        (width, height), first, (fx, fy, cx, cy) = self.sizes[view], self.firsts[view], self.lenses[view]
+        (width, height), first = self.sizes[view], self.firsts[view]
         stride = max(1, int(np.ceil(np.sqrt(width * height / most))))
         depth = self.depth[first : first + width * height].reshape(height, width)[::stride, ::stride]
         rows, columns = np.nonzero(depth)
-        across = ((columns * stride + 0.5 - cx) / fx, (rows * stride + 0.5 - cy) / fy)
-        directions = np.stack([*across, np.ones(len(rows))], 1)
-        away = depth[rows, columns] + shift / np.linalg.norm(directions, axis=1)
+        return self._lifted(view, rows * stride, columns * stride, shift)
+
+    def _lifted(self, view: int, rows: np.ndarray, columns: np.ndarray, shift: float = 0.0) -> np.ndarray:
+        """[N, 3] world points of a view's pixels, moved `shift` farther along their rays."""
+        fx, fy, cx, cy = self.lenses[view]
+        depth = self.depth[self.firsts[view] + rows * self.sizes[view, 0] + columns]
+        directions = np.stack([(columns + 0.5 - cx) / fx, (rows + 0.5 - cy) / fy, np.ones(len(rows))], 1)
+        away = depth + shift / np.linalg.norm(directions, axis=1)
         rotation, translation = self.poses[view, :, :3], self.poses[view, :, 3]
         return (directions * away[:, None] - translation) @ rotation
+
+    def colored_points(self, most: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """World points [N, 3] of at most `most` pixels with a surface, evenly from all, and colours in [0, 1]."""
+        found = np.flatnonzero(self.depth)
+        found = found[np.arange(min(most, len(found))) * len(found) // max(1, min(most, len(found)))]
+        owners = np.searchsorted(self.firsts, found, side="right") - 1
+        parts = [np.zeros((0, 3))]
+        for view in range(len(self)):
+            places = found[owners == view] - self.firsts[view]
+            parts.append(self._lifted(view, *np.divmod(places, self.sizes[view, 0])))
+        colors = torch.from_numpy(self.pixels[found]).float() / 255
+        return torch.from_numpy(np.concatenate(parts)), colors
 
     def nearer_than(self, farthest: float) -> "DepthViews":
         """The same without surfaces beyond this depth."""

@@ -11,15 +11,14 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from nfc_splat.chosen_run import add_run_arguments, at_time, load_chosen_run
 from nfc_splat.errors import UserError
+from nfc_splat.export.destination import add_destination_arguments, output_file
 from nfc_splat.export.mesh_file import FORMATS, Mesh, large_pieces, write_mesh
-from nfc_splat.files import atomic_path
 from nfc_splat.terminal import progress
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
     """Extract, clean, move and write the mesh as the command line says; returns the exit code."""
     options = _parser().parse_args(arguments)
     _check(options)
-    path = _output(options)
+    path = output_file(options, "mesh.ply", FORMATS)
 
     run, _ = load_chosen_run(options)
     source = _source(run, options)
@@ -78,10 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Write a run's surface as a triangle mesh with colours, in the frame and units of its scene.",
     )
     add_run_arguments(parser)
-    parser.add_argument(
-        "--out", type=Path, metavar="FILE", help=f"with the ending {', '.join(FORMATS)} (default: RUN/mesh.ply)"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
+    add_destination_arguments(parser, f"a file with the ending {', '.join(FORMATS)} (default: RUN/mesh.ply)")
     parser.add_argument(
         "--from",
         dest="source",
@@ -149,29 +145,6 @@ def _check(options: argparse.Namespace) -> None:
         corners = np.array(options.bounds).reshape(2, 3)
         if not (np.isfinite(corners).all() and (corners[0] < corners[1]).all()):
             raise UserError(f"--bounds {_numbers(options.bounds)}: expected X0 < X1, Y0 < Y1 and Z0 < Z1")
-
-
-def _output(options: argparse.Namespace) -> Path:
-    """Where to write, tried before any work is done."""
-    from nfc_splat.training.run import find_run
-
-    folder = find_run(options.run).folder
-    path = options.out or folder / "mesh.ply"
-    if path.suffix.lower() not in FORMATS:
-        raise UserError(f"--out {path}: expected a name that ends with {', '.join(FORMATS)}")
-    if path.is_dir():
-        raise UserError(f"--out {path}: is a folder, expected a file")
-    if path.exists() and not options.overwrite:
-        raise UserError(f"{path} exists: pass --overwrite to replace it, or --out for another file")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {path}: its folder cannot be created ({error.strerror}); choose another") from error
-    probe = path.with_name(f".{path.name}.probe")
-    with atomic_path(probe) as temporary:
-        temporary.write_bytes(b"probe")
-    probe.unlink()
-    return path
 
 
 def _source(run: "LoadedRun", options: argparse.Namespace) -> str:

@@ -14,6 +14,7 @@ Symbols: R rays, M samples of all rays together, L logits per colour channel, `*
 """
 
 import abc
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar, Protocol
 
@@ -47,6 +48,27 @@ class Field(Protocol):
 
     def color(self, samples: Samples, features: Any) -> Tensor:
         """[M, 3] decoded colours; for the bit-wise loss [M, 3 + 3 L], with the bits' probabilities behind them."""
+
+
+Move = Callable[[Samples], Samples]
+
+
+class MovedField:
+    """A field asked at other places than where the rays are: a static scene behind a deformation.
+
+    Colours are asked for with the samples as they are on the rays: viewing directions are not deformed.
+    """
+
+    def __init__(self, field: Field, move: Move) -> None:
+        """move: samples on the rays -> the same samples where the field knows them."""
+        self.field, self.move = field, move
+        self.draw_normals, self.encoding = field.draw_normals, field.encoding
+
+    def alpha(self, samples: Samples) -> tuple[Tensor, Any]:
+        return self.field.alpha(self.move(samples))
+
+    def color(self, samples: Samples, features: Any) -> Tensor:
+        return self.field.color(samples, features)
 
 
 class MarchedModel(SceneModel):
@@ -147,8 +169,7 @@ def alpha_from_density(density: Tensor, widths: Tensor) -> Tensor:
 def _normals(field: Field, samples: Samples, weights: Tensor) -> Tensor:
     """[R, 3] unit normals, opposite to the gradient of alpha, turned towards the camera; 0 where nothing is hit."""
     with torch.enable_grad():
-        probe = replace(samples)
-        probe.__dict__["positions"] = samples.positions.detach().requires_grad_()
+        probe = samples.moved_to(samples.positions.detach().requires_grad_())
         alphas, _ = field.alpha(probe)
         (gradient,) = torch.autograd.grad(alphas.sum(), probe.positions)
     normal = accumulate(weights.detach(), F.normalize(-gradient, dim=-1), samples.offsets)

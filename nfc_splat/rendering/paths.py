@@ -42,16 +42,16 @@ def camera_path(kind: PathKind, cameras: Cameras, frames: int, width: int, heigh
     fy = float((cameras.Ks[:, 1, 1].double() / cameras.sizes[:, 1]).median()) * height
     K = torch.tensor([[fy, 0, width / 2], [0, fy, height / 2], [0, 0, 1]], dtype=cameras.Ks.dtype)
     times = None if cameras.times is None else torch.linspace(0, 1, frames, dtype=cameras.times.dtype)
-    path = Cameras.pinhole(_inverse(poses).to(cameras.viewmats.dtype), K, width, height, times=times)
+    path = Cameras.pinhole(inverse(poses).to(cameras.viewmats.dtype), K, width, height, times=times)
     return replace(path, near=cameras.near, far=cameras.far)
 
 
 def camera_to_world(cameras: Cameras) -> Tensor:
     """[C, 4, 4] float64 on the CPU."""
-    return _inverse(cameras.viewmats.detach().double().cpu())
+    return inverse(cameras.viewmats.detach().double().cpu())
 
 
-def _inverse(poses: Tensor) -> Tensor:
+def inverse(poses: Tensor) -> Tensor:
     """The inverse of rigid transforms [..., 4, 4], without solving for it."""
     rotation = poses[..., :3, :3].transpose(-1, -2)
     inverse = torch.eye(4, dtype=poses.dtype).expand(poses.shape).clone()
@@ -181,16 +181,16 @@ def interpolate(poses: Tensor, frames: int) -> Tensor:
     chosen = chosen[_tour(_distances(chosen, scale))]
     if len(chosen) == 1:
         return chosen.repeat(frames, 1, 1)
-    quaternions = _same_side(_quaternions(chosen[:, :3, :3]))
+    turns = _same_side(quaternions(chosen[:, :3, :3]))
     lengths = _distances(chosen, scale).diagonal(1)
     lengths = torch.cat([lengths, _distances(chosen[[-1, 0]], scale)[0, 1:]])
     knots = torch.cat([torch.zeros(1, dtype=poses.dtype), lengths.clamp_min(1e-9).cumsum(0)])
     at = knots[-1] * torch.arange(frames, dtype=poses.dtype) / frames
     # The way back to the first key must not turn the long way round: q and -q are the same orientation.
-    back = 1.0 if quaternions[-1] @ quaternions[0] >= 0 else -1.0
+    back = 1.0 if turns[-1] @ turns[0] >= 0 else -1.0
     path = torch.eye(4, dtype=poses.dtype).repeat(frames, 1, 1)
     path[:, :3, 3] = _closed_spline(chosen[:, :3, 3], knots, at, 1.0)
-    path[:, :3, :3] = _rotations(_closed_spline(quaternions, knots, at, back))
+    path[:, :3, :3] = _rotations(_closed_spline(turns, knots, at, back))
     return path
 
 
@@ -254,7 +254,7 @@ def _closed_spline(values: Tensor, knots: Tensor, at: Tensor, back: float) -> Te
     return hermite + step * ((u**3 - 2 * u**2 + u) * tangents[index] + (u**3 - u**2) * tangents[index + 1])
 
 
-def _quaternions(rotations: Tensor) -> Tensor:
+def quaternions(rotations: Tensor) -> Tensor:
     """Unit quaternions wxyz [K, 4] of rotation matrices, by the largest eigenvector of Bar-Itzhack's matrix."""
     r = rotations
     rows = [

@@ -52,12 +52,33 @@ def importance(samples: Samples, weights: Tensor, count: int, *, jitter: bool) -
     `samples` must have the same number S >= 3 per ray. The new distances follow the piecewise constant density of the
     inner weights over the midpoints; the answer holds old and new ones, sorted, S + count per ray, without a gradient.
     """
-    rays = samples.rays
-    t = samples.t.view(len(rays.origins), len(samples) // max(len(rays.origins), 1)).detach()
+    return merged(samples, more_where_seen(samples, weights, count, jitter=jitter))[0]
+
+
+def more_where_seen(samples: Samples, weights: Tensor, count: int, *, jitter: bool) -> Samples:
+    """The new samples of `importance` alone, `count` per ray; not sorted with `jitter`, and of no width."""
+    t = _by_ray(samples.t, samples).detach()
     middle = 0.5 * (t[:, 1:] + t[:, :-1])
     new = sample_pdf(middle, weights.detach().view_as(t)[:, 1:-1], count, jitter=jitter)
-    t = torch.cat([t, new], 1).sort(dim=1).values
-    return Samples.dense(rays, t, widths_between(rays, t))
+    return Samples.dense(samples.rays, new, torch.zeros_like(new))
+
+
+def merged(samples: Samples, others: Samples) -> tuple[Samples, Tensor]:
+    """Two lists of samples of the same rays as one, sorted along them, and which rows of the two lists put one after
+    the other they are: [M] int64. Both must have the same number of samples on every ray."""
+    rays, parts = samples.rays, (samples, others)
+    lists = [_by_ray(part.t, part).detach() for part in parts]
+    t, order = torch.cat(lists, 1).sort(dim=1)
+    numbers = torch.arange(len(samples) + len(others), device=t.device)
+    split = numbers.split([len(samples), len(others)])
+    rows = torch.cat([_by_ray(row, part) for row, part in zip(split, parts, strict=True)], 1)
+    return Samples.dense(rays, t, widths_between(rays, t)), rows.gather(1, order).view(-1)
+
+
+def _by_ray(values: Tensor, samples: Samples) -> Tensor:
+    """Values [M] of samples, of which every ray has the same number, as [R, M / R]; R may be 0."""
+    count = len(samples.rays.origins)
+    return values.view(count, len(samples) // max(count, 1))
 
 
 def sample_pdf(edges: Tensor, weights: Tensor, count: int, *, jitter: bool) -> Tensor:

@@ -71,6 +71,12 @@ class Samples:
             kept.__dict__["positions"] = self.positions.index_select(0, rows)
         return kept, rows
 
+    def moved_to(self, positions: Tensor) -> "Samples":
+        """The same samples, said to be at `positions` [M, 3] and not on their rays."""
+        moved = replace(self)
+        moved.__dict__["positions"] = positions
+        return moved
+
     @classmethod
     def dense(cls, rays: Rays, t: Tensor, widths: Tensor) -> "Samples":
         """The same number S of samples on every ray: `t` and `widths` [R, S]."""

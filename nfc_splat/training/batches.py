@@ -96,7 +96,7 @@ class Batches:
         """Different pixels of the central part of the next image that has any which count."""
         pixels = self._pixels
         for _ in range(len(self._split)):
-            (index,) = sampler.images.draw(1).tolist()
+            index = self._draw_view(sampling, sampler)
             width, height = pixels.sizes[index].tolist()
             columns, rows = (max(1, round(side * sampling.crop)) for side in (width, height))
             left, top = (width - columns) // 2, (height - rows) // 2
@@ -106,6 +106,11 @@ class Batches:
             if len(numbers):
                 return numbers[torch.randperm(len(numbers), generator=sampler.generator)[: sampling.rays]]
         raise UserError("no pixel is left to train on: the masks cover the middle of every image")
+
+    def _draw_view(self, sampling: Sampling, sampler: Sampler) -> int:
+        if sampling.views is None:
+            return int(sampler.images.draw(1))
+        return int(sampling.views[torch.randint(len(sampling.views), (1,), generator=sampler.generator)])
 
     def _view(self, index: int) -> tuple[Tensor, Tensor | None]:
         """Target [H, W, 3] and weights [H, W] or None, on the device."""

@@ -16,7 +16,8 @@ from nfc_splat.rendering.kernels.threads import available_cores
 from nfc_splat.training.plain import from_plain, to_plain
 
 # These may change when a run is resumed: they do not touch what is learned, or the scene's hash covers them.
-FREE = {"scene", "out", "resume", "overwrite", "device", "protocol", "threads", "quiet", "log_every", "checkpoints"}
+FREE = {"scene", "out", "resume", "overwrite", "device", "protocol", "split"}
+FREE |= {"threads", "quiet", "log_every", "checkpoints"}
 AUTO_METHOD, AUTO_MOVING_METHOD = "3dgs", "4dgs"  # what --method auto means, for scenes that stand still and others
 Preset = Literal["auto", "quick", "paper", "paper-original"]
 FREE_DATA = {"format", "points", "allow_missing", "allow_external_paths", "max_pixels", "image_cache_gb"}
@@ -47,8 +48,8 @@ class TrainConfig:
     """Folder of the scene. Not needed with --resume PATH."""
 
     method: str = "auto"
-    """What to train: 3dgs, 4dgs, dvgo, nerf, neus, ngp or strivec. "auto" is 4dgs for frames of different times, else
-    3dgs."""
+    """What to train: 3dgs, 4dgs, dnerf, dvgo, nerf, neus, ngp or strivec. "auto" is 4dgs for frames of different times,
+    else 3dgs."""
 
     loss: Literal["regression", "classification", "bitwise"] = "regression"
     """The method's own loss, or that plus NFC's (arXiv 2403.01058): of colours, or of bits (Eq. 3; fields only)."""
@@ -83,8 +84,11 @@ class TrainConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train. "auto" is CUDA where torch sees it."""
 
-    protocol: Literal["default", "graphdeco", "nerfbaselines"] = "default"
+    protocol: Literal["default", "graphdeco", "nerfbaselines", "dnerf", "4dgs"] = "default"
     """How the test views are measured at the end."""
+
+    split: Literal["test", "val"] = "test"
+    """Which views are measured at the end: D-NeRF's lego has another scene in its test views."""
 
     threads: int | None = None
     """CPU threads. None is every core given to this process."""

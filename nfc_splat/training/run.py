@@ -42,12 +42,15 @@ _OUTPUTS = (
     "contact_sheet.png",
     "point_cloud.ply",
     "bounds.json",
+    "dnerf.json",
+    "dnerf.safetensors",
     "nerf.json",
     "nerf_coarse.safetensors",
     "nerf_fine.safetensors",
     "mesh.ply",
     "mesh.obj",
     "mesh.glb",
+    "exported",
     CONFIG_FILE,
 )
 

@@ -1,0 +1,195 @@
+"""Cameras for other tools: written, and read back by this project's readers; `cameras.json` by hand."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from data_scenes import (
+    COUNT,
+    HEIGHT,
+    WIDTH,
+    nerfstudio_content,
+    write_colmap,
+    write_dynerf,
+    write_images,
+    write_nerfstudio,
+    write_png,
+)
+
+from nfc_splat import chosen_run
+from nfc_splat.data import DataConfig, load_scene
+from nfc_splat.errors import UserError
+from nfc_splat.export import cameras as door
+
+FOLDERS = ("nerfstudio", "colmap", "colmap-text")
+READERS = {"nerfstudio": "nerfstudio", "colmap": "colmap", "colmap-text": "colmap"}
+
+
+def export(scene, folder, format, monkeypatch, *words):
+    """What the command does with a run on `scene`."""
+    run = SimpleNamespace(scene=scene)
+    monkeypatch.setattr(door, "load_chosen_run", lambda options: (run, "cpu"))
+    assert door.main(["RUN", "--format", format, "--out", str(folder), *words]) == 0
+
+
+def by_name(scene):
+    """Every view by its name without folder and ending: split, camera, image, mask."""
+    return {
+        name.removeprefix("images/").rpartition(".")[0]: (which, split.cameras[i], split.image(i), split.mask(i))
+        for which, split in scene.splits.items()
+        for i, name in enumerate(split.names)
+    }
+
+
+def assert_same_views(found, expected, *, splits=True):
+    assert set(found) == set(expected)
+    for name, (split, camera, image, mask) in expected.items():
+        other = found[name]
+        assert other[0] == split or not splits
+        torch.testing.assert_close(other[1].viewmats, camera.viewmats, rtol=0, atol=2e-6)
+        torch.testing.assert_close(other[1].Ks, camera.Ks, rtol=1e-6, atol=0)
+        assert other[1].sizes.tolist() == camera.sizes.tolist()
+        assert torch.equal(other[2], image)
+        assert (other[3] is None) == (mask is None)
+        if mask is not None:
+            assert torch.equal(other[3], mask)
+
+
+@pytest.mark.parametrize("format", FOLDERS)
+def test_round_trip(known, tmp_path, monkeypatch, capsys, format):
+    write_colmap(tmp_path / "scene", known)
+    for i in range(COUNT):
+        write_png(tmp_path / "scene" / "masks" / f"{i:03d}.png", np.full((HEIGHT, WIDTH), 255 * (i % 2), np.uint8))
+    scene = load_scene(tmp_path / "scene", undistort=True)
+    export(scene, tmp_path / "out", format, monkeypatch, "--images")
+    assert f"{COUNT} cameras, in the scene's frame" in capsys.readouterr().out
+    back = load_scene(tmp_path / "out", DataConfig(format=READERS[format]), undistort=True)
+    assert_same_views(by_name(back), by_name(scene))
+    order = lambda points: points[points[:, 0].argsort()]  # noqa: E731
+    torch.testing.assert_close(order(back.points), order(scene.points))
+    torch.testing.assert_close(order(back.colors), order(scene.colors), rtol=0, atol=1 / 255)
+
+
+LENSES = {
+    "opencv": {"camera_model": "OPENCV", "k1": 0.05, "k2": -0.02, "p1": 0.002, "p2": -0.001},
+    "full": {"camera_model": "OPENCV", "k1": 0.05, "k2": -0.02, "k3": 0.01, "p1": 0.002, "p2": -0.001},
+    "fisheye": {"camera_model": "OPENCV_FISHEYE", "k1": 0.02, "k2": -0.01, "k3": 0.003, "k4": -0.001},
+}
+
+
+@pytest.mark.parametrize("format", FOLDERS)
+@pytest.mark.parametrize("lens", LENSES)
+def test_lenses_survive(known, tmp_path, monkeypatch, format, lens):
+    write_nerfstudio(tmp_path / "scene", known, **LENSES[lens])
+    scene = load_scene(tmp_path / "scene", undistort=False)
+    export(scene, tmp_path / "out", format, monkeypatch, "--images")
+    back = load_scene(tmp_path / "out", DataConfig(format=READERS[format]), undistort=False)
+    found, expected = back.splits["train"].cameras, scene.splits["train"].cameras
+    assert found.model == expected.model
+    torch.testing.assert_close(found.distortion[0], expected.distortion[0])
+
+
+def test_a_lens_that_colmap_lacks_is_refused(known, tmp_path, monkeypatch):
+    write_nerfstudio(tmp_path / "scene", known, camera_model="OPENCV", k1=0.01, k4=0.001)
+    scene = load_scene(tmp_path / "scene", undistort=False)
+    with pytest.raises(UserError, match=r"COLMAP has no lens with k4 0\.001; export it as nerfstudio"):
+        export(scene, tmp_path / "out", "colmap", monkeypatch)
+
+
+def test_splits_times_and_lenses_of_their_own_survive_in_nerfstudio(known, tmp_path, monkeypatch):
+    content = nerfstudio_content(known)
+    names = [frame["file_path"] for frame in content["frames"]]
+    for i, frame in enumerate(content["frames"]):
+        frame |= {"time": i / (COUNT - 1), "fl_x": 60.0 + i, "cx": 30.0 + i / 4}
+    content |= {"train_filenames": names[3:], "val_filenames": names[:1], "test_filenames": names[1:3]}
+    write_images(tmp_path / "scene" / "images", known)
+    (tmp_path / "scene" / "transforms.json").write_text(json.dumps(content))
+    scene = load_scene(tmp_path / "scene", undistort=True)
+    export(scene, tmp_path / "out", "nerfstudio", monkeypatch, "--images")
+    back = load_scene(tmp_path / "out", undistort=True)
+    assert_same_views(by_name(back), by_name(scene))
+    for split in ("train", "val", "test"):
+        torch.testing.assert_close(back.splits[split].cameras.times, scene.splits[split].cameras.times)
+    shared = json.loads((tmp_path / "out" / "transforms.json").read_text())
+    assert "fl_y" in shared
+    assert "fl_x" not in shared
+
+
+def test_images_as_the_run_saw_them_fit_its_cameras(known, tmp_path, monkeypatch):
+    """Without the lens, and reduced."""
+    write_nerfstudio(tmp_path / "scene", known, **LENSES["opencv"])
+    scene = load_scene(tmp_path / "scene", DataConfig(downscale=2), undistort=True)
+    export(scene, tmp_path / "out", "colmap", monkeypatch, "--images")
+    back = load_scene(tmp_path / "out", undistort=True)
+    assert_same_views(by_name(back), by_name(scene))
+    assert not any("scaled to the images" in notice for notice in back.notices)
+
+
+def test_moving_cameras_in_folders_of_their_own(known, tmp_path, monkeypatch, capsys):
+    write_dynerf(tmp_path / "scene", known, frames=2)
+    scene = load_scene(tmp_path / "scene", undistort=True)
+    export(scene, tmp_path / "out", "colmap-text", monkeypatch, "--images")
+    assert "COLMAP has no times" in capsys.readouterr().out
+    back = load_scene(tmp_path / "out", DataConfig(time_from="names"), undistort=True)
+    names = sorted(name for split in back.splits.values() for name in split.names)
+    assert names[:3] == ["cam00/0000.png", "cam00/0001.png", "cam01/0000.png"]
+    assert set(back.splits["train"].cameras.times.tolist()) == {0.0, 1.0}
+
+
+def test_graphdecos_layout(known, tmp_path, monkeypatch, capsys):
+    write_nerfstudio(tmp_path / "scene", known)
+    scene = load_scene(tmp_path / "scene", undistort=True)
+    export(scene, tmp_path / "cameras.json", "graphdeco", monkeypatch)
+    entries = json.loads((tmp_path / "cameras.json").read_text())
+    assert [entry["id"] for entry in entries] == list(range(COUNT))
+    for entry in entries:
+        i = int(entry["img_name"])
+        assert (entry["width"], entry["height"], entry["fx"], entry["fy"]) == (WIDTH, HEIGHT, 60, 60)
+        local = (known.points - entry["position"]) @ np.array(entry["rotation"])
+        pixels = 60 * local[:, :2] / local[:, 2:] + [WIDTH / 2, HEIGHT / 2]
+        np.testing.assert_allclose(pixels, known.project(i), atol=1e-3)
+    assert "no room" not in capsys.readouterr().out
+
+
+def test_what_graphdecos_layout_loses_is_said(known, tmp_path, monkeypatch, capsys):
+    content = nerfstudio_content(known, cx=30.0, **LENSES["opencv"])
+    for i, frame in enumerate(content["frames"]):
+        frame["time"] = float(i)
+    write_images(tmp_path / "scene" / "images", known)
+    (tmp_path / "scene" / "transforms.json").write_text(json.dumps(content))
+    scene = load_scene(tmp_path / "scene", undistort=False)
+    export(scene, tmp_path / "cameras.json", "graphdeco", monkeypatch)
+    lost = "principal points that are not in the middle and the distortion of the lens and times"
+    assert f"no room for {lost}" in capsys.readouterr().out
+
+
+def test_names_stay_below_the_folder_and_differ():
+    assert door.file_names(["a/b.jpg", "images/c d.PNG", "../../etc/passwd", "/abs/x.png"]) == [
+        "a/b.png",
+        "c_d.png",
+        "etc_passwd.png",
+        "abs/x.png",
+    ]
+    assert door.file_names(["a.jpg", "A.png", "images"]) == ["00000/a.png", "00001/A.png", "00002/image.png"]
+
+
+def test_refusals(known, tmp_path, monkeypatch):
+    write_nerfstudio(tmp_path / "scene", known)
+    scene = load_scene(tmp_path / "scene", undistort=True)
+    with pytest.raises(UserError, match=r"--images: cameras\.json refers to no images"):
+        export(scene, tmp_path / "cameras.json", "graphdeco", monkeypatch, "--images")
+    with pytest.raises(UserError, match=r"expected a name that ends with \.json"):
+        export(scene, tmp_path / "cameras.txt", "graphdeco", monkeypatch)
+    with pytest.raises(UserError, match="scene is not empty: pass --overwrite"):
+        export(scene, tmp_path / "scene", "colmap", monkeypatch)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file: is a file, expected a folder"):
+        export(scene, tmp_path / "file", "colmap", monkeypatch)
+
+
+def test_the_default_place_of_a_run(tmp_path, monkeypatch):
+    assert chosen_run.run_folder(SimpleNamespace(run=tmp_path / "a.ply")) == tmp_path / "a"
+    with pytest.raises(UserError):
+        chosen_run.run_folder(SimpleNamespace(run=tmp_path))
