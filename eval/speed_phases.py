@@ -70,6 +70,7 @@ PARTS = {
         "encodings:Positional.forward": "network",
         "nerf_network:NeRFNetwork.forward": "network",
         "nerf:_Pass.color": "network",
+        "nerf:_Answered.color": "network",
     },
 }
 # Steps of the quick preset until dvgo's grids have their full size and ngp's occupancy grid has found the scene.

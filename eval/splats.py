@@ -31,7 +31,7 @@ class Options:
     """The scene's folder."""
     split: Literal["test", "train", "val"] = "test"
     """Which views."""
-    protocol: Literal["default", "graphdeco", "nerfbaselines"] = "default"
+    protocol: Literal["default", "graphdeco", "nerfbaselines", "dnerf", "4dgs"] = "default"
     """Bit depth, SSIM window and LPIPS net."""
     near_plane: float = 0.01
     """Gaussians whose centre is nearer than this are not drawn, in world units (0.2 in graphdeco's rasteriser)."""
@@ -65,12 +65,13 @@ def main(arguments: Sequence[str]) -> int:
         there = ", ".join(f"{name} ({len(views)})" for name, views in scene.splits.items())
         raise UserError(f"--split {options.split}: {scene.name} has no such views, it has {there}; choose another")
     folder = options.out or options.file.with_suffix("")
-    with progress(len(split), "views") as advance:
+    protocol = PROTOCOLS[options.protocol]
+    with progress(len(split) - protocol.left_out, "views") as advance:
         summary = evaluate_views(
             model,
             split,
             background=scene.background,
-            protocol=PROTOCOLS[options.protocol],
+            protocol=protocol,
             device=device,
             folder=folder,
             extra=facts(options, scene, model.primitives, dropped),

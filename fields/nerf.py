@@ -1,7 +1,7 @@
 """NeRF (Mildenhall et al. 2020): the model, how it is trained, and its files.
 
 Two networks: the first is asked at stratified samples of a ray, the second at these and at more where the first saw
-something. Both are compared with the photographs; a single network's first pass only says where to look. As in
+something. Both are compared with the photographs; a single network is asked once for each of these samples. As in
 nerf-pytorch (the released TensorFlow code in torch), but for: pixel centres lie at +0.5 (there at +0); the depths of
 Blender's scenes are half and one and a half times the distance to what the cameras look at (there 2 and 6, of cameras
 4.03 away); a scene whose far end is not 1 to 10 units away is seen in other units, as networks begin with features of

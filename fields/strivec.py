@@ -99,8 +99,8 @@ class Model(MarchedModel):
         """The coarse stage, or where points are given, tensors at them."""
         region = choose_region(config, geometry)
         log.info("scene:  %s", region.described())
-        if not geometry.has_alpha and geometry.bounds is None:
-            log.warning("no image is transparent, and what lies outside of the region will not be drawn: see --region")
+        if not geometry.cut_out and geometry.bounds is None:
+            log.warning("images show more than an object, and what is outside of the region is not drawn: see --region")
         model = cls(config, region).to(geometry.cameras.viewmats.device)
         if config.geometry == "coarse":
             model.coarse = coarse_model(config, geometry)

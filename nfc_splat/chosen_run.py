@@ -1,6 +1,7 @@
 """The run that a command is about: the flags that name it, and loading it. Shared by the doors that read runs."""
 
 import argparse
+import logging
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from nfc_splat.training.load import LoadedRun
 
 SPLITS = ("test", "train", "val")
+
+log = logging.getLogger("nfc_splat")
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -119,7 +122,9 @@ def load_splats(options: argparse.Namespace) -> "LoadedRun":
 
     device = choose_device(options.device)
     config = resolve(default_config(options.scene, method="3dgs", preset="paper", device=device))
-    model, _ = splat_model(options.run, config.model, device)
+    model, dropped = splat_model(options.run, config.model, device)
+    if dropped:
+        log.warning("%s: %d Gaussians are not finite and left out", options.run, dropped)
     return LoadedRun(config, load_training_scene(config), model, 0)
 
 

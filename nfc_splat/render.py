@@ -43,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cameras = at_time(run, cameras, options.time)
     if options.video:
         check_video(options.video, len(cameras), *_one_size(cameras))
-    folder = options.out or run_folder(options) / "rendered" / Path(options.path).stem
+    path = options.path if options.path in (*SPLITS, *PATHS) else f"path-{Path(options.path).stem}"
+    folder = options.out or run_folder(options) / "rendered" / path
     background = _background(run, options.background).to(device)
     _ask_for_normals(run, options)
     with progress(len(cameras), options.path) as advance:

@@ -82,6 +82,8 @@ def test_surfaces_are_extracted_and_measured_against_the_scenes_truth(tmp_path, 
         (["a", "other/a"], "two scenes are called a"),
         (["a", "--experiment", "surface"], "no true surface at"),
         (["a", "--experiment", "surface", "--truth", "x.ply"], "no true surface at x.ply"),
+        (["a", "--", "--method", "nerf"], "-- --method: is for the comparison to say"),
+        (["a", "--", "--loss=bitwise"], "-- --loss=bitwise: is for the comparison to say"),
         (["a", "--truth", "x.ply"], "--truth x.ply: is for one scene and an experiment that measures surfaces"),
     ],
 )
@@ -90,7 +92,7 @@ def test_wrong_comparisons_are_refused(tmp_path, monkeypatch, arguments, message
     for folder in ("a", "other/a"):
         Path(folder).mkdir(parents=True)
     with pytest.raises(UserError, match=message):
-        compare([*arguments, "--preset", "quick", "--dry-run"])
+        compare(["--preset", "quick", "--dry-run", *arguments])
     assert not Path("runs").exists()
 
 

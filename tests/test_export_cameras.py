@@ -166,11 +166,12 @@ def test_what_graphdecos_layout_loses_is_said(known, tmp_path, monkeypatch, caps
 
 
 def test_names_stay_below_the_folder_and_differ():
-    assert door.file_names(["a/b.jpg", "images/c d.PNG", "../../etc/passwd", "/abs/x.png"]) == [
+    assert door.file_names(["a/b.jpg", "images/c d.PNG", "../../etc/passwd", "/abs/x.png", "//abs/y.png"]) == [
         "a/b.png",
         "c_d.png",
         "etc_passwd.png",
         "abs/x.png",
+        "abs/y.png",
     ]
     assert door.file_names(["a.jpg", "A.png", "images"]) == ["00000/a.png", "00001/A.png", "00002/image.png"]
 

@@ -14,6 +14,8 @@ from nfc_splat.options import parse_options
 if TYPE_CHECKING:
     from nfc_splat.compare.plan import Case
 
+# Flags of a training that every comparison sets itself.
+OWN = {"--method", "--loss", "--seed", "--preset", "--out", "--resume", "--overwrite"}
 PROGRAM = "python -m nfc_splat.compare"
 
 
@@ -49,7 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from nfc_splat.fields import find_method
 
     experiment = EXPERIMENTS[options.experiment]
-    methods = options.methods or experiment.methods
+    methods = tuple(dict.fromkeys(options.methods or experiment.methods))
+    own = OWN | {word for variant in experiment.variants for word in variant.flags if word.startswith("--")}
+    _refuse_own(passed, own)
     for name in methods:
         find_method(name)
     if options.truth is not None and not (experiment.surfaces and len(options.scenes) == 1):
@@ -57,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     find = plan.with_truth if experiment.surfaces else lambda scene, truth: plan.MeasuredScene(scene)
     scenes = [find(scene, options.truth) for scene in options.scenes]
     out = options.out or Path("runs", f"compare-{experiment.name}")
-    cases = plan.plan(experiment, scenes, methods, options.seeds, plan.Budget(options.preset, passed), out)
+    seeds = tuple(dict.fromkeys(options.seeds))
+    cases = plan.plan(experiment, scenes, methods, seeds, plan.Budget(options.preset, passed), out)
     if options.dry_run:
         _show(cases)
         return 0
@@ -88,6 +93,13 @@ def _parse(arguments: Sequence[str]) -> tuple[Options, tuple[str, ...]]:
         if not scene.is_dir():
             raise UserError(f"{scene}: no such folder; expected a scene")
     return options, tuple(passed)
+
+
+def _refuse_own(passed: Sequence[str], own: set[str]) -> None:
+    """Refuse flags after `--` that the comparison sets itself: the last one would win, and belie the table."""
+    for word in passed:
+        if word.partition("=")[0].replace("_", "-") in own:
+            raise UserError(f"-- {word}: is for the comparison to say; after -- come flags that all trainings share")
 
 
 def _show(cases: Sequence["Case"]) -> None:

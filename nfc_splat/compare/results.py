@@ -91,7 +91,8 @@ def _plots(
         lines: dict[str, dict[float, list[float]]] = {}
         for case in cases:
             found = numbers[case.name]
-            if (case.scene, case.method) == (scene, method) and case.variant in variants and found:
+            known = found and found["psnr"] is not None
+            if (case.scene, case.method) == (scene, method) and case.variant in variants and known:
                 variant = variants[case.variant]
                 lines.setdefault(variant.line, {}).setdefault(variant.place, []).append(found["psnr"])
         if lines:

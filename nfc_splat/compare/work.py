@@ -84,7 +84,8 @@ def _wait(process: "subprocess.Popen[bytes]", signals: Signals) -> int:
 
 def _last_words(log: Path, code: int) -> str:
     """Why a command failed, in one line."""
-    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    text = log.read_text(encoding="utf-8", errors="replace")
+    lines = [line for line in text[text.rindex("$ python -m ") :].splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("error: ")]
     return f"failed ({code}): {(errors or lines)[-1].removeprefix('error: ')} (see {log})"
 

@@ -92,7 +92,7 @@ def file_names(names: Sequence[str]) -> list[str]:
     """`names` as PNG files below one folder: without what leads out of it or is odd in a name, and no two alike."""
     safe = []
     for name in names:
-        parts = [part for part in PurePosixPath(name).parts if part not in ("/", "..", "images")]
+        parts = [part for part in PurePosixPath(name).parts if part.strip("/") not in ("", "..", "images")]
         stem = "/".join(parts).rpartition(".")[0] or "_".join(parts) or "image"
         safe.append(re.sub(r"[^A-Za-z0-9._/-]+", "_", stem))
     if len({name.lower() for name in safe}) < len(safe):

@@ -58,7 +58,7 @@ def _try(path: Path, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {path}: its folder cannot be created ({error.strerror}); choose another") from error
-    probe = folder / ".probe"
+    probe = folder / f".{path.name}.probe"
     with atomic_path(probe) as temporary:
         temporary.write_bytes(b"probe")
-    probe.unlink()
+    probe.unlink(missing_ok=True)

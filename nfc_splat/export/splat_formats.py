@@ -4,11 +4,12 @@
 colour and opacity as 4 bytes, the quaternion wxyz as 4 bytes (128 is 0, one 128th a step). The largest and most opaque
 come first, because viewers draw what they have while they load. View-dependent colour is left out.
 
-`.spz` (Niantic) is written in version 3, which all its readers know: a header of 16 bytes and one array for each of
-position (24 bits fixed point), opacity, colour, logarithm of the standard deviations (a byte each), quaternion (the
-three smallest components in 10 bits each) and higher harmonics (a byte each, of which 5 and 4 bits count), compressed
-by gzip. The format has axes x right, y up, z backwards where a PLY has x right, y down, z forwards, so everything is
-turned half around x on the way: whoever turns the file into a PLY again finds the axes of the scene.
+`.spz` (Niantic) is written in version 3, which Niantic's library and open3d read: a header of 16 bytes and one array
+for each of position (24 bits fixed point), opacity, colour, logarithm of the standard deviations (a byte each),
+quaternion (the three smallest components in 10 bits each) and higher harmonics (a byte each, of which 5 and 4 bits
+count), compressed by gzip. The format has axes x right, y up, z backwards where a PLY has x right, y down, z
+forwards, so everything is turned half around x on the way: whoever turns the file into a PLY again finds the axes of
+the scene.
 
 Symbols: N Gaussians, K spherical-harmonics coefficients.
 """

@@ -114,7 +114,7 @@ def _splats(run: "LoadedRun", options: argparse.Namespace, time: float) -> "Spla
     tensors = {name: tensor.detach().float().cpu() for name, tensor in found.items()}
     if options.sh_degree is not None:
         tensors["shN"] = tensors["shN"][:, : (options.sh_degree + 1) ** 2 - 1]
-    return Splats(**tensors, antialiased=run.config.model.antialiased)
+    return Splats(**tensors, antialiased=run.model.config.antialiased)
 
 
 def write(path: Path, splats: "Splats") -> tuple[int, list[str]]:
