@@ -262,8 +262,8 @@ def test_scenes_without_what_it_needs_are_refused():
 
 def test_opaque_scenes_are_warned_of_what_is_not_drawn(caplog):
     with caplog.at_level(logging.WARNING, "nfc_splat"):
-        placed(has_alpha=False)
-    assert "outside of the region will not be drawn" in caplog.text
+        placed(has_alpha=False, cut_out=False)
+    assert "outside of the region is not drawn" in caplog.text
 
 
 def test_the_coarse_stage_never_becomes_a_fine_one():
