@@ -385,10 +385,6 @@ class Recipe(MarchedRecipe):
             return Sampling("random_rays", rays=self.rays)
         return Sampling("shuffled_rays", rays=self.rays, candidates=self.candidates)
 
-    def photometric(self, rendering: Rendering, batch: Batch) -> Tensor:
-        """The mean squared error, weighted."""
-        return self.config.weight_main * super().photometric(rendering, batch)
-
     def optimizers(self, model: Model) -> dict[str, Optimizer]:
         """Coarse: densities move in proportion to how many images see them. Fine: voxels without a gradient rest."""
         config = self.config

@@ -58,7 +58,7 @@ class Config:
     FLAG_GROUPS: ClassVar[dict[str, str]] = {
         "steps": "dvgo scene and field",
         "rays": "dvgo schedule",
-        "weight_main": "dvgo losses and learning rates",
+        "entropy": "dvgo losses and learning rates",
     }
 
     steps: int = 25_000
@@ -115,8 +115,6 @@ class Config:
     view_stride: int = 1
     """Coarse stage: every how many-th row and column of the images the views of a voxel are counted by."""
 
-    weight_main: float = 1.0
-    """Weight of the mean squared error."""
     entropy: float = 1e-3
     """Weight of the entropy of a ray's transparency; ten times that in the coarse stage."""
     rgbper: float = 1e-2

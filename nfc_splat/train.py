@@ -64,7 +64,7 @@ def train(config: "TrainConfig") -> int:
     source = find_run(Path(config.resume)) if config.resume else None
     with open_run(config, source) as run:
         state, saved_step = _begin(config, geometry, fingerprint, source)
-        write_record(config, load.describe_scene(scene, fingerprint))
+        write_record(config, load.describe_scene(scene, fingerprint, config.data))
         run.start_metrics(state.step)
         saver = Saver(config, run, geometry, fingerprint, saved_step)
         trainer = Trainer(config, Batches(views, scene.background, config.device), state, saver, run)

@@ -162,7 +162,7 @@ class Reference:
         pairs = weights[:, :, None] * weights[:, None] * (s[:, None] - s).abs()
         distortion = (pairs.sum() + weights.square().sum() / 3 / len(s)) / count
         return {
-            "photometric": config.weight_main * (drawn.color - target).square().mean(),
+            "photometric": (drawn.color - target).square().mean(),
             "entropy": config.entropy * entropy,
             "rgbper": config.rgbper * (weights.detach() * errors).sum() / count,
             "distortion": config.distortion * distortion,

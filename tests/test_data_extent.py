@@ -8,7 +8,7 @@ import torch
 from data_scenes import write_dtu, write_sdfstudio
 from PIL import Image
 
-from nfc_splat.data import load_scene
+from nfc_splat.data import DataConfig, load_scene
 from nfc_splat.data.projection import decompose
 from nfc_splat.data.suspects import scene_findings
 from nfc_splat.training.load import describe_scene
@@ -64,7 +64,7 @@ def test_a_change_of_the_extent_is_noticed(load_box):
 def test_the_record_of_a_run_and_the_doctor_say_it(tmp_path, known):
     write_dtu(tmp_path, known)
     scene = load_scene(tmp_path, undistort=True)
-    record = json.loads(json.dumps(describe_scene(scene, "abc"), allow_nan=False))
+    record = json.loads(json.dumps(describe_scene(scene, "abc", DataConfig()), allow_nan=False))
     assert record["sphere"] == pytest.approx([0.1, -0.05, 0.2, 0.8])
     assert record["bounds"] == [pytest.approx([-0.7, -0.85, -0.6]), pytest.approx([0.9, 0.75, 1.0])]
     assert record["world_to_gt"] == np.eye(4).tolist()
@@ -81,7 +81,7 @@ def test_the_doctor_says_where_rays_end(load_box, collider, words):
     scene = load_box({**BOX, "collider_type": collider})
     (finding,) = [f for f in scene_findings(scene, None)["Extent"] if f.subject == "rays end"]
     assert words in finding.text
-    assert describe_scene(scene, "abc")["collider"] == collider
+    assert describe_scene(scene, "abc", DataConfig())["collider"] == collider
 
 
 # --- real scenes in SDFStudio's form ----------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ def test_published_settings():
     assert (bounded.distortion, bounded.tv_density, bounded.growths) == (0, 0, 4)
     assert (unbounded.distortion, unbounded.tv_density, unbounded.tv_color, unbounded.growths) == (0.01, 1e-6, 1e-7, 7)
     for config in (bounded, unbounded):
-        assert (config.weight_main, config.entropy, config.rgbper, config.nearclip) == (1.0, 1e-3, 1e-2, 0.0)
+        assert (config.entropy, config.rgbper, config.nearclip) == (1e-3, 1e-2, 0.0)
         assert (config.lr_density, config.lr_color, config.lr_net, config.adam_eps) == (0.1, 0.1, 1e-3, 1e-8)
     # Up to which size the mask grows with the grids: 253^3 of 320^3.
     nodes = [math.prod(grid_size(CUBE, voxels_at(unbounded, growth))) for growth in range(8)]

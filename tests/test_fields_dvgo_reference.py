@@ -21,7 +21,6 @@ SETTINGS = dict(
     lr_decay_steps=40,
     lr_density=0.3,
     alpha_threshold=1e-2,  # so large that what is left out shows
-    weight_main=0.7,
     tv_density=1e-2,
     tv_color=1e-3,
 )

@@ -273,6 +273,18 @@ def test_the_classification_term_is_added_with_its_weight_and_bounds(configure, 
     assert _Trainer(configure(), scene).losses(rendering, batch, 1).keys() == {"photometric"}
 
 
+def test_the_methods_own_loss_can_be_weighted_and_nothing_else_is(configure, scene, monkeypatch):
+    monkeypatch.setattr(training_toy.Model, "regularizers", lambda *_: {"size": torch.tensor(5.0)})
+    trainer = _Trainer(configure(loss="classification", loss_weight=2.0), scene)
+    heavier = _Trainer(configure(loss="classification", loss_weight=2.0, photometric_weight=10.0), scene)
+    batch = trainer.batches.load([1])
+    rendering = trainer.state.model.render(batch.cameras, background=batch.background)
+    once, tenfold = trainer.losses(rendering, batch, 1), heavier.losses(rendering, batch, 1)
+    assert torch.equal(tenfold["photometric"], 10 * once["photometric"])
+    assert torch.equal(tenfold["classification"], once["classification"])
+    assert tenfold["size"] == once["size"] == 5
+
+
 def test_auxiliary_renderings_are_classified_too(configure, scene):
     trainer = _Trainer(configure(loss="classification", loss_weight=1.0), scene)
     batch = trainer.batches.load([0])

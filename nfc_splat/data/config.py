@@ -51,6 +51,17 @@ class DataConfig:
     """Train on this many of the training images only, spread evenly over their order; the test images stay. None for
     all of them."""
 
+    train_share: float | None = None
+    """Train on this share of the training images only, 0 to 1, drawn at random; the test images stay. What a smaller
+    share holds, a larger one of the same --train-draw holds too. None for all of them."""
+
+    train_draw: int = 0
+    """Which random choice --train-share makes."""
+
+    train_noise: float = 0.0
+    """Spoil the training images once, before anything is learned, by Gaussian noise of this standard deviation (colours
+    are 0 to 1), clipped; the test images stay clean."""
+
     points: Path | None = None
     """Initial points from this file in place of the scene's own: PLY, or text with x, y, z first on each line. In the
     scene's frame and units."""
@@ -84,6 +95,14 @@ class DataConfig:
             )
         if self.train_views is not None and self.train_views < 1:
             raise UserError(f"--train-views {self.train_views}: expected 1 or more")
+        if self.train_share is not None and not 0 < self.train_share <= 1:
+            raise UserError(f"--train-share {self.train_share}: expected more than 0 and at most 1")
+        if self.train_share is not None and self.train_views is not None:
+            raise UserError("--train-share and --train-views: expected at most one of them")
+        if not 0 <= self.train_draw < 2**63:
+            raise UserError(f"--train-draw {self.train_draw}: expected 0 or more, less than 2**63")
+        if not 0 <= self.train_noise < float("inf"):
+            raise UserError(f"--train-noise {self.train_noise}: expected 0 or more")
         if not 1 <= self.max_pixels <= PILLOW_MAX_PIXELS:
             raise UserError(f"--max-pixels {self.max_pixels}: expected 1 to {PILLOW_MAX_PIXELS}, Pillow's own limit")
         if not 0 <= self.image_cache_gb < float("inf"):

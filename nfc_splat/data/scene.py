@@ -17,6 +17,7 @@ from nfc_splat.data.assemble import build_cameras, normalized_times, suspicions
 from nfc_splat.data.capture import Capture, Collider, counted
 from nfc_splat.data.config import DataConfig
 from nfc_splat.data.detect import detect_format, missing_parts, scene_root
+from nfc_splat.data.noise import NoisyStore, composited
 from nfc_splat.data.points import read_points
 from nfc_splat.data.prepare import View, prepare_views
 from nfc_splat.data.splits import assign_splits, fewer_views
@@ -35,7 +36,7 @@ class Split:
         cameras: one per image, on the CPU, float32.
     """
 
-    def __init__(self, names: list[str], cameras: Cameras, store: ImageStore, indices: list[int]):
+    def __init__(self, names: list[str], cameras: Cameras, store: ImageStore | NoisyStore, indices: list[int]):
         self.names, self.cameras = names, cameras
         self._store, self._indices = store, indices
 
@@ -48,11 +49,7 @@ class Split:
 
     def target(self, index: int, background: Tensor) -> Tensor:
         """float32 [H, W, 3] in [0, 1], composited over `background` [3] where the image is transparent."""
-        image = self.image(index).float() / 255
-        if image.shape[2] == 3:
-            return image
-        alpha = image[..., 3:]
-        return image[..., :3] * alpha + background.to(image) * (1 - alpha)
+        return composited(self.image(index), background)
 
     def mask(self, index: int) -> Tensor | None:
         """float32 [H, W], 1 = keep, 0 = ignore, between where the image was resampled; None without a mask."""
@@ -81,7 +78,7 @@ class Scene:
         points: [M, 3] float32 initial points in world units, or None.
         colors: [M, 3] float32 in [0, 1], or None.
         background: [3] what transparent images are composited over, and what lies behind the scene.
-        has_alpha: whether any image has transparent pixels.
+        has_alpha: whether training images have transparent pixels.
         cut_out: whether the images show an object alone: they are transparent around it, or their format says so.
         resampler: what reduced the images: "none", "area", or the folder used, such as "images_4".
         undistorted: whether a lens was taken away.
@@ -152,7 +149,7 @@ def _load(path: Path, config: DataConfig, undistort: bool) -> Scene:
     if not chosen["train"]:
         raise UserError(f"{capture.source}: no image is left for training; check the split and --test-every")
     notices.append(rule)
-    chosen["train"], rule = fewer_views(chosen["train"], config.train_views)
+    chosen["train"], rule = fewer_views(chosen["train"], config)
     if rule is not None:
         notices.append(rule)
     cameras, jobs = build_cameras(views, normalized_times(frames, config, notices), undistort)
@@ -162,11 +159,12 @@ def _load(path: Path, config: DataConfig, undistort: bool) -> Scene:
     store = ImageStore(jobs, int(config.image_cache_gb * 1e9), config.max_pixels)
     notices += store.check_all()
     notices.append(_describe_memory(store, config))
+    background, has_alpha = _background(store, format, config, notices)
+    stores = {"train": _spoiled(store, background, config, notices)}
     splits = {
-        name: Split([frames[i].name for i in indices], cameras[indices], store, indices)
+        name: Split([frames[i].name for i in indices], cameras[indices], stores.get(name, store), indices)
         for name, indices in chosen.items()
     }
-    background, has_alpha = _background(store, format, config, notices)
     points, colors = _initial_points(capture, [views[i] for i in chosen["train"]], splits["train"], config)
     return Scene(
         root=root,
@@ -177,7 +175,7 @@ def _load(path: Path, config: DataConfig, undistort: bool) -> Scene:
         points=points,
         colors=colors,
         background=background,
-        has_alpha=has_alpha,
+        has_alpha=has_alpha and not config.train_noise,
         cut_out=has_alpha or capture.cut_out,
         resampler=resampler,
         undistorted=undistorted,
@@ -239,6 +237,16 @@ def _background(store: ImageStore, format: str, config: DataConfig, notices: lis
     if has_alpha:
         notices.append(f"Images with transparency are composited over {name} (straight alpha).")
     return torch.full((3,), 1.0 if name == "white" else 0.0), has_alpha
+
+
+def _spoiled(store: ImageStore, background: Tensor, config: DataConfig, notices: list[str]) -> ImageStore | NoisyStore:
+    """Where the training images come from."""
+    if not config.train_noise:
+        return store
+    notices.append(
+        f"The training images are spoiled by noise of standard deviation {config.train_noise:g} (--train-noise)."
+    )
+    return NoisyStore(store, config.train_noise, background)
 
 
 def _initial_points(

@@ -2,7 +2,10 @@
 
 from collections.abc import Sequence
 
+import torch
+
 from nfc_splat.data.capture import Frame, counted
+from nfc_splat.data.config import DataConfig
 from nfc_splat.errors import UserError
 
 ORDER = ("train", "val", "test")
@@ -35,20 +38,28 @@ def assign_splits(
     return chosen, f"{rule}: {_sizes(chosen)}."
 
 
-def fewer_views(train: Sequence[int], count: int | None) -> tuple[list[int], str | None]:
-    """`count` of the training frames, spread evenly over their order, and the rule as a sentence; all of them for None.
+def fewer_views(train: Sequence[int], config: DataConfig) -> tuple[list[int], str | None]:
+    """Those of the training frames that `config` asks for, in their order, and the rule as a sentence.
 
-    Of n frames, the chosen ones are numbers floor((k + 1/2) n / count): the middles of as many equal stretches.
+    Of n frames, `train_views` = m are numbers floor((k + 1/2) n / m): the middles of as many equal stretches.
+    `train_share` takes the first ones of a random order, at least one.
 
     Raises:
         UserError: there are fewer.
     """
-    if count is None:
-        return list(train), None
-    if count > len(train):
-        raise UserError(f"--train-views {count}: the scene has {counted(len(train), 'training image')}")
-    chosen = [train[(2 * k + 1) * len(train) // (2 * count)] for k in range(count)]
-    return chosen, f"Of {counted(len(train), 'training image')}, {count} are used, spread evenly (--train-views)."
+    known = counted(len(train), "training image")
+    if config.train_views is not None:
+        count = config.train_views
+        if count > len(train):
+            raise UserError(f"--train-views {count}: the scene has {known}")
+        chosen = [train[(2 * k + 1) * len(train) // (2 * count)] for k in range(count)]
+        return chosen, f"Of {known}, {count} are used, spread evenly (--train-views)."
+    if config.train_share is not None:
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(config.train_draw))
+        chosen = sorted(order[: max(1, round(config.train_share * len(train)))].tolist())
+        rule = f"Of {known}, {len(chosen)} are used, drawn at random (--train-share, --train-draw {config.train_draw})."
+        return [train[place] for place in chosen], rule
+    return list(train), None
 
 
 def _sizes(chosen: dict[str, list[int]]) -> str:

@@ -63,6 +63,10 @@ class TrainConfig:
     loss_eps_low: float = EPS_LOW
     """The classification loss clamps colours at this from below."""
 
+    photometric_weight: float = 1.0
+    """Weight of the method's own photometric loss, whatever --loss is. NFC's losses have larger gradients; a weight of
+    10 beside --loss regression tells what comes from that alone."""
+
     preset: Preset = "auto"
     """Where the method's settings come from: quick (minutes on two CPU cores) or paper (the published ones, for a GPU);
     paper-original (neus) is the authors' where paper is a later implementation's. "auto" follows the device. Every
@@ -210,6 +214,7 @@ def _check(config: TrainConfig) -> None:
         )
     for flag, value, least in (
         ("--loss-weight", 1 if config.loss_weight is None else config.loss_weight, 0),
+        ("--photometric-weight", config.photometric_weight, 0),
         ("--steps", config.steps, 1),
         ("--threads", 1 if config.threads is None else config.threads, 1),
         ("--log-every", config.log_every, 1),

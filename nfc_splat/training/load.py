@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nfc_splat.data import Scene, load_scene
+from nfc_splat.data import DataConfig, Scene, load_scene
 from nfc_splat.errors import UserError
 from nfc_splat.fields import find_method
 from nfc_splat.rendering import SceneModel
@@ -72,12 +72,14 @@ def scene_hash(scene: Scene) -> str:
     return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
-def describe_scene(scene: Scene, fingerprint: str) -> dict[str, Any]:
-    """What `config.json` says of the scene."""
+def describe_scene(scene: Scene, fingerprint: str, data: DataConfig) -> dict[str, Any]:
+    """What `config.json` says of the scene; where training images were chosen from more, also which."""
+    chosen = data.train_views is not None or data.train_share is not None
     return {
         "format": scene.format,
         "hash": fingerprint,
         "views": {name: len(split) for name, split in scene.splits.items()},
+        "training_images": scene.splits["train"].names if chosen else "all",
         "points": 0 if scene.points is None else len(scene.points),
         "background": scene.background.tolist(),
         "resampler": scene.resampler,
@@ -108,6 +110,8 @@ def evaluation_facts(run: LoadedRun) -> dict[str, Any]:
             "views": {name: len(split) for name, split in scene.splits.items()},
             "test_every": config.data.test_every,
             "train_views": config.data.train_views,
+            "train_share": config.data.train_share,
+            "train_noise": config.data.train_noise,
             "format": scene.format,
             "downscale": config.data.downscale,
             "resampler": scene.resampler,

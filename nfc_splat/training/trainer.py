@@ -95,7 +95,7 @@ class Trainer:
     def losses(self, rendering: Rendering, batch: Batch, step: int) -> dict[str, Tensor]:
         """The weighted scalar terms by name; their sum is minimised."""
         config = self.config
-        terms = {"photometric": self.state.recipe.photometric(rendering, batch)}
+        terms = {"photometric": config.photometric_weight * self.state.recipe.photometric(rendering, batch)}
         if config.loss != "regression":
             renderings = (rendering, *rendering.auxiliary)
             terms["classification"] = config.loss_weight * sum(
