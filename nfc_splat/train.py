@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from nfc_splat.fields.recipe import SceneGeometry
     from nfc_splat.training.config import TrainConfig
     from nfc_splat.training.load import LoadedRun
-    from nfc_splat.training.run import RunSource
+    from nfc_splat.training.progress import Observer
+    from nfc_splat.training.run import RunFolder, RunSource
     from nfc_splat.training.state import TrainingState
 
 log = logging.getLogger("nfc_splat.train")  # under `python -m`, __name__ is "__main__"
@@ -67,7 +68,8 @@ def train(config: "TrainConfig") -> int:
         write_record(config, load.describe_scene(scene, fingerprint, config.data))
         run.start_metrics(state.step)
         saver = Saver(config, run, geometry, fingerprint, saved_step)
-        trainer = Trainer(config, Batches(views, scene.background, config.device), state, saver, run)
+        batches = Batches(views, scene.background, config.device)
+        trainer = Trainer(config, batches, state, saver, run, _observers(config, scene, run))
         try:
             code = trainer.fit()
         except torch.cuda.OutOfMemoryError as error:
@@ -108,6 +110,17 @@ def _begin(
         return state, -1
     discard_after(config.out / "checkpoints", state.step)
     return state, state.step
+
+
+def _observers(config: "TrainConfig", scene: "Scene", run: "RunFolder") -> "list[Observer]":
+    """Who looks on during the training."""
+    if not config.curve_points:
+        return []
+    from nfc_splat.eval.curves import Curve
+
+    splits = {name: scene.splits[name] for name in ("train", config.split)}
+    shared = {"steps": config.steps, "points": config.curve_points, "device": config.device}
+    return [Curve(splits, scene.background, log=run.log, **shared)]
 
 
 def finish(run: "LoadedRun", seconds: float) -> None:

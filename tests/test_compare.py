@@ -1,44 +1,51 @@
 """`python -m nfc_splat.compare`: what a comparison plans, that it goes on where it stopped, and its table."""
 
-import csv
 import json
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from xml.etree import ElementTree
 
 import pytest
 from eval_toys import write_blender_scene
 
+from nfc_splat.compare import estimate
 from nfc_splat.compare.__main__ import main as compare
 from nfc_splat.compare.experiments import EXPERIMENTS, Experiment, Variant
-from nfc_splat.compare.plan import Budget, Case, Command, MeasuredScene, plan
-from nfc_splat.compare.plot import _ticks
-from nfc_splat.compare.results import measured, report
+from nfc_splat.compare.measured import measured
+from nfc_splat.compare.plan import Budget, MeasuredScene, plan
 from nfc_splat.errors import UserError
 from nfc_splat.files import write_json
 from nfc_splat.open3d_loader import load_open3d
+from nfc_splat.training.command_line import parse_command_line
+from nfc_splat.training.config import matching
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
-def planned(capsys, *arguments):
-    """The commands of a dry run."""
-    assert compare(["--dry-run", *map(str, arguments)]) == 0
-    return capsys.readouterr().out.splitlines()
+@pytest.fixture
+def planned(capsys, monkeypatch):
+    """The commands of a dry run, without the trainings that tell the time."""
+    monkeypatch.setattr(estimate, "describe_time", lambda *_: ["soon"])
+
+    def run(*arguments):
+        assert compare(["--dry-run", *map(str, arguments)]) == 0
+        *commands, ending = capsys.readouterr().out.splitlines()
+        assert ending == "# soon"
+        return commands
+
+    return run
 
 
-def test_every_combination_is_planned_once(tmp_path, capsys):
+def test_every_combination_is_planned_once(tmp_path, planned):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     scenes = (tmp_path / "a", tmp_path / "b")
     words = ("--preset", "quick", "--methods", "dvgo", "3dgs", "--seeds", "1", "2", "3", "--out", tmp_path / "out")
-    commands = planned(capsys, *scenes, *words)
+    commands = planned(*scenes, *words)
     assert len(commands) == len(set(commands)) == 2 * 2 * 2 * 3
     assert all(line.startswith("python -m nfc_splat.train ") for line in commands)
     first = commands[0]
@@ -46,9 +53,9 @@ def test_every_combination_is_planned_once(tmp_path, capsys):
     assert "--loss regression --seed 1" in first
 
 
-def test_flags_after_the_dashes_reach_every_training(tmp_path, capsys):
+def test_flags_after_the_dashes_reach_every_training(tmp_path, planned):
     (tmp_path / "a").mkdir()
-    commands = planned(capsys, tmp_path / "a", "--preset", "quick", "--", "--downscale", "2")
+    commands = planned(tmp_path / "a", "--preset", "quick", "--", "--downscale", "2")
     assert len(commands) == 6
     assert all("--preset quick" in line and "--downscale 2" in line for line in commands)
 
@@ -59,16 +66,16 @@ def test_rounding_is_off_unless_asked_for():
     assert Budget("quick").of("3dgs") == ("--preset", "quick")
 
 
-def test_surfaces_are_extracted_and_measured_against_the_scenes_truth(tmp_path, capsys):
+def test_surfaces_are_extracted_and_measured_against_the_scenes_truth(tmp_path, planned):
     room = tmp_path / "room0"
     room.mkdir()
     for name in ("traj.txt", "../room0_mesh.ply"):
         (room / name).write_text("")
-    lines = planned(capsys, room, "--preset", "quick", "--experiment", "surface", "--methods", "neus")
+    lines = planned(room, "--preset", "quick", "--experiment", "surface", "--methods", "neus")
     assert [line.split()[2] for line in lines] == ["nfc_splat.train", "nfc_splat.export", "nfc_splat.eval"] * 2
     assert "room0_mesh.ply --protocol replica --scene" in lines[2]
     (room / "traj.txt").unlink()
-    lines = planned(capsys, room, "--preset", "quick", "--experiment", "surface", "--methods", "neus")
+    lines = planned(room, "--preset", "quick", "--experiment", "surface", "--methods", "neus")
     assert "--protocol plain" in lines[2]
     assert "--scene" not in lines[2]
 
@@ -84,6 +91,8 @@ def test_surfaces_are_extracted_and_measured_against_the_scenes_truth(tmp_path, 
         (["a", "--experiment", "surface", "--truth", "x.ply"], "no true surface at x.ply"),
         (["a", "--", "--method", "nerf"], "-- --method: is for the comparison to say"),
         (["a", "--", "--loss=bitwise"], "-- --loss=bitwise: is for the comparison to say"),
+        (["a", "--experiment", "grid", "--", "--voxels", "8"], "-- --voxels: is for the comparison to say"),
+        (["a", "--jobs", "0"], "--jobs 0: expected 1 or more"),
         (["a", "--truth", "x.ply"], "--truth x.ply: is for one scene and an experiment that measures surfaces"),
     ],
 )
@@ -96,72 +105,63 @@ def test_wrong_comparisons_are_refused(tmp_path, monkeypatch, arguments, message
     assert not Path("runs").exists()
 
 
-# ----------------------------------------------------------------------------------------------- the table
+def test_experiments_share_the_runs_that_they_have_in_common(tmp_path, planned):
+    (tmp_path / "a").mkdir()
+    both = planned(tmp_path / "a", "--preset", "quick", "--experiment", "ablation", "controls", "--methods", "dvgo")
+    each = [
+        planned(tmp_path / "a", "--preset", "quick", "--experiment", name, "--methods", "dvgo")
+        for name in ("ablation", "controls")
+    ]
+    assert [len(commands) for commands in each] == [4, 7]
+    assert len(both) == len(set(both)) == 9  # regression and classification once
+    assert set(both) == {*each[0], *each[1]}
+    assert sum("--photometric-weight" in line for line in both) == 3
+    assert sum("--adam-eps 1e-15" in line for line in both) == 2
+    assert sum("--loss regression --target-encoding binary" in line for line in both) == 1
 
 
-def finished(folder, method, seed, psnr):
-    """A case whose run is there, with made-up numbers."""
-    run = folder / f"{method}-{seed}"
-    summary = {"psnr": psnr, "ssim": 0.9, "lpips": None, "train_seconds": 60.0, "peak_memory_mb": 500}
-    write_json(run / "eval" / "summary.json", summary)
-    return Case(run.name, "a", method, "regression", seed, run, (Command(("x",), run / "eval/summary.json"),))
+def test_a_run_whose_surface_is_measured_serves_other_experiments_too(tmp_path, planned):
+    for name in ("traj.txt", "room_mesh.ply"):
+        path = tmp_path / "room" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("")
+    words = (tmp_path / "room", "--preset", "quick", "--methods", "ngp", "--experiment")
+    both = planned(*words, "static", "surface")
+    assert both == planned(*words, "surface") == planned(*words, "surface", "static")
+    assert len(both) == 6
 
 
-def test_a_row_is_the_mean_over_seeds(tmp_path, capsys):
-    values = [20.0, 21.0, 24.0]
-    cases = [finished(tmp_path, "dvgo", seed, value) for seed, value in enumerate(values)]
-    cases.append(Case("3dgs-0", "a", "3dgs", "regression", 0, tmp_path, (Command(("x",), tmp_path / "no"),)))
-    paths = report(EXPERIMENTS["static"], cases, {"3dgs-0": "failed (2): no memory"}, tmp_path)
-    out = capsys.readouterr().out
-    assert f"{statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f}" in out
-    assert "LPIPS" not in out
-    assert "3dgs-0: failed (2): no memory" in out
-    assert "regression (0 of 1)" in out
-    record = json.loads(paths[0].read_text())
-    assert [case["measured"] and case["measured"]["psnr"] for case in record["cases"]] == [*values, None]
-    rows = list(csv.DictReader(paths[1].open()))
-    assert (rows[2]["psnr"], rows[2]["lpips"], rows[3]["failure"]) == ("24.0", "", "failed (2): no memory")
-
-
-def test_few_views_are_a_table_and_a_plot(tmp_path, capsys):
-    (tmp_path / "chair").mkdir()
-    words = (tmp_path / "chair", "--preset", "quick", "--experiment", "few-views", "--out", tmp_path / "out")
-    commands = planned(capsys, *words)
-    assert len(commands) == 10
-    assert all("--method strivec" in line for line in commands)
-    assert "--train-views 10 --loss regression --seed 42" in commands[0]
-    experiment = EXPERIMENTS["few-views"]
-    cases = plan(experiment, [MeasuredScene(tmp_path / "chair")], ["strivec"], [1, 2], Budget("quick"), tmp_path)
-    for case in cases[:-1]:  # the last one failed
-        psnr = 20.0 + case.seed + 5 * case.variant.endswith("classification")
-        summary = {"psnr": psnr, "ssim": 0.9, "lpips": None, "train_seconds": 60.0, "peak_memory_mb": 500}
-        write_json(case.folder / "eval" / "summary.json", summary)
-    paths = report(experiment, cases, {}, tmp_path)
-    printed = capsys.readouterr().out
-    assert "100 views, classification (1 of 2)" in printed
-    assert "28.53" in printed
-    assert "a number of views that the paper does not state" in printed
-    picture = ElementTree.parse(paths[-1]).getroot()
-    assert paths[-1].name == "chair-strivec.svg"
-    texts = [element.text for element in picture.iter() if element.tag.endswith("text")]
-    assert {"regression", "classification", "10", "100", "training views", "PSNR (dB)"} <= set(texts)
-    heights = [float(element.get("cy")) for element in picture.iter() if element.tag.endswith("circle")]
-    assert heights[0] == heights[4] > heights[6]  # regression's points, and above them classification's
-
-
-@pytest.mark.parametrize(("low", "high"), [(20.1, 31.7), (28.0, 28.0), (-3e-5, 2e-4), (0.0, 0.0), (99.0, 101.0)])
-def test_ticks_are_round_and_hold_all_values(low, high):
-    first, last, step = _ticks(low, high)
-    assert first <= low + 1e-9 * step
-    assert last > high
-    assert 1 <= round((last - first) / step) <= 12
-    assert float(f"{step:.1e}") == pytest.approx(step)
+@pytest.mark.parametrize(
+    ("experiment", "method", "count", "flags"),
+    [
+        ("dynamic", "4dgs", 2, {"--loss"}),
+        ("sparse", "dvgo", 10, {"--loss", "--train-share"}),
+        ("noise", "dvgo", 8, {"--loss", "--train-noise"}),
+        ("ablation", "3dgs", 2, {"--loss"}),  # no network whose last layer could predict a code
+        ("lambda", "ngp", 7, {"--loss", "--loss-weight"}),
+        ("cost", "nerf", 3, {"--loss", "--target-encoding"}),
+        ("controls", "neus", 5, {"--loss", "--photometric-weight"}),  # its epsilon is that small anyway
+        ("encodings", "ngp", 8, {"--loss", "--target-encoding"}),
+        ("grid", "dvgo", 18, {"--loss", "--voxels", "--stepsize"}),
+        ("curves", "3dgs", 2, {"--loss", "--curve-points"}),
+        ("few-views", "strivec", 10, {"--loss", "--train-views"}),
+    ],
+)
+def test_every_variant_is_a_command_that_train_understands(tmp_path, experiment, method, count, flags):
+    scenes = [MeasuredScene(tmp_path / "a")]
+    cases = plan([EXPERIMENTS[experiment]], scenes, [method], [1], Budget("quick"), tmp_path)
+    assert len(cases) == count
+    configs = [parse_command_line(case.commands[0].words[1:]) for case in cases]
+    assert all(config.method == method for config in configs)
+    assert len({json.dumps(matching(config) | {"curve": config.curve_points}) for config in configs}) == count
+    said = {word for case in cases for word in case.commands[0].words if word.startswith("--")}
+    assert said - {"--out", "--resume", "--method", "--preset", "--no-bf16", "--seed"} == flags
 
 
 def test_a_case_counts_when_all_its_files_are_there(tmp_path):
     experiment = Experiment("e", "", ("neus",), (Variant("regression", ()),), surfaces=True)
     scene = MeasuredScene(tmp_path / "a", tmp_path / "truth.ply", "replica")
-    (case,) = plan(experiment, [scene], ["neus"], [1], Budget("quick"), tmp_path)
+    (case,) = plan([experiment], [scene], ["neus"], [1], Budget("quick"), tmp_path)
     write_json(case.folder / "eval" / "summary.json", {"psnr": 30.0})
     (case.folder / "mesh.ply").write_text("")
     assert not case.done
@@ -238,4 +238,4 @@ def test_surfaces_of_a_comparison(tmp_path, monkeypatch, capsys):
     assert 0 < case["measured"]["fscore"] <= 1
     out = capsys.readouterr().out
     assert "protocol plain" in out
-    assert "NeuS*" in out
+    assert "neus*" not in out  # the paper has none of this method

@@ -43,6 +43,7 @@ EVAL_DOORS = {
         "speed_mesh",
         "speed_nerf",
         "speed_dnerf",
+        "speed_moving",
         "cost",
         "splats",
         "speed_phases",

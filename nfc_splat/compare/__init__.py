@@ -1,8 +1,12 @@
-"""`python -m nfc_splat.compare`: many runs under one budget, and one table.
+"""`python -m nfc_splat.compare`: many runs under one budget, and what they show.
 
 experiments.py  what is compared: variants of the training command, and whether surfaces are measured
 plan.py         the runs that follow, each a chain of commands with the file that each one leaves behind
-work.py         doing what is not done yet, one process after another
-results.py      the numbers that the runs left, as a table and as files
+estimate.py     how long they should take
+work.py         doing what is not done yet, one process after another or several at a time; cluster.py by Ray
+measured.py     the numbers that a run left
+paired.py       whether a difference is more than chance
+published.py    what the paper printed
+tables.py       numbers as tables; results.py writes these and the files beside them
 plot.py         lines over an axis, as SVG
 """

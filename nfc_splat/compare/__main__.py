@@ -1,5 +1,5 @@
 """`python -m nfc_splat.compare SCENE...`: train every combination of methods, variants and seeds under one budget, and
-put the results into one table."""
+put the results into tables, plots and a report."""
 
 import sys
 from collections.abc import Sequence
@@ -12,25 +12,33 @@ from nfc_splat.errors import UserError, run_command
 from nfc_splat.options import parse_options
 
 if TYPE_CHECKING:
+    from nfc_splat.compare.experiments import Experiment
     from nfc_splat.compare.plan import Case
 
 # Flags of a training that every comparison sets itself.
 OWN = {"--method", "--loss", "--seed", "--preset", "--out", "--resume", "--overwrite"}
 PROGRAM = "python -m nfc_splat.compare"
+Name = Literal[
+    "static", "dynamic", "sparse", "noise", "surface", "ablation", "few-views", "lambda", "cost", "controls",
+    "encodings", "grid", "curves",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Options:
-    """Train every combination under one budget, and put the results into one table. What follows -- is passed on to
-    every training: compare SCENE --preset quick -- --downscale 2."""
+    """Train every combination under one budget, and put the results into tables, plots and a report. What follows -- is
+    passed on to every training: compare SCENE --preset quick -- --downscale 2."""
 
     scenes: tuple[Path, ...]
     """Folders of scenes, one or more."""
     preset: Literal["quick", "paper"]
     """Of every method."""
-    experiment: Literal["static", "surface", "few-views"] = "static"
-    """What is compared. static: images by regression and by classification. surface: meshes too. few-views: images from
-    10 to 100 training views, as a table and a plot."""
+    experiment: tuple[Name, ...] = ("static",)
+    """What is compared, one or more of NFC's experiments and ours; runs that they have in common are trained once.
+    static, dynamic: regression and classification. sparse, few-views: from fewer training images. noise: from spoiled
+    ones. surface: meshes too. ablation: loss and target encoding apart. lambda: weights of the loss. cost: time and
+    memory. controls: regression with a larger weight or a smaller epsilon. encodings: other codes, and the loss of
+    bits. grid: DVGO's voxels and steps. curves: PSNR along the training."""
     methods: tuple[str, ...] = ()
     """Methods, by default those of the experiment."""
     seeds: tuple[int, ...] = (42,)
@@ -38,40 +46,71 @@ class Options:
     truth: Path | None = None
     """The mesh of the true surface, for experiments that measure it, by default NAME_mesh.ply in the scene or beside
     it."""
-    out: Path | None = None
-    """Folder of the runs and results, by default runs/compare-EXPERIMENT. What is finished there is not done again."""
+    out: Path = Path("runs/compare")
+    """Folder of the runs and results. What is finished there is not done again."""
+    jobs: int = 1
+    """How many runs at a time; they share the processors."""
+    cluster: bool = False
+    """Hand the runs to Ray: to the cluster that RAY_ADDRESS names, else to this machine; --jobs then is how many should
+    fit on a machine."""
     dry_run: bool = False
-    """Print the commands, and what is left to do, and do nothing."""
+    """Print the commands, what is left to do, and how long it should take, which a moment of each method's training
+    tells."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Plan, train, measure, print; returns the exit code: 1 where a case failed."""
     options, passed = _parse(sys.argv[1:] if arguments is None else arguments)
-    from nfc_splat.compare import plan, results, work
+    from nfc_splat.compare import results
+
+    experiments = [EXPERIMENTS[name] for name in dict.fromkeys(options.experiment)]
+    methods = tuple(dict.fromkeys(options.methods))
+    cases = _plan(options, experiments, methods, passed)
+    if options.dry_run:
+        _show(cases, options)
+        return 0
+    failures, code = _do(cases, options)
+    if code:
+        return code
+    groups = [(one, results.cases_of(one, cases, methods, options.preset)) for one in experiments]
+    _, paths = results.report(groups, failures, options.out)
+    for path in paths:
+        print(f"  wrote {path}")
+    return 1 if failures else 0
+
+
+def _plan(
+    options: Options, experiments: Sequence["Experiment"], methods: Sequence[str], passed: tuple[str, ...]
+) -> list["Case"]:
+    """The cases, after refusing what makes no sense."""
+    from nfc_splat.compare import plan
     from nfc_splat.fields import find_method
 
-    experiment = EXPERIMENTS[options.experiment]
-    methods = tuple(dict.fromkeys(options.methods or experiment.methods))
-    own = OWN | {word for variant in experiment.variants for word in variant.flags if word.startswith("--")}
+    variants = [variant for experiment in experiments for variant in experiment.variants]
+    own = OWN | {word for variant in variants for word in variant.arguments if word.startswith("--")}
     _refuse_own(passed, own)
     for name in methods:
         find_method(name)
-    if options.truth is not None and not (experiment.surfaces and len(options.scenes) == 1):
+    surfaces = any(experiment.surfaces for experiment in experiments)
+    if options.truth is not None and not (surfaces and len(options.scenes) == 1):
         raise UserError(f"--truth {options.truth}: is for one scene and an experiment that measures surfaces")
-    find = plan.with_truth if experiment.surfaces else lambda scene, truth: plan.MeasuredScene(scene)
+    if options.jobs < 1:
+        raise UserError(f"--jobs {options.jobs}: expected 1 or more")
+    find = plan.with_truth if surfaces else lambda scene, truth: plan.MeasuredScene(scene)
     scenes = [find(scene, options.truth) for scene in options.scenes]
-    out = options.out or Path("runs", f"compare-{experiment.name}")
-    seeds = tuple(dict.fromkeys(options.seeds))
-    cases = plan.plan(experiment, scenes, methods, seeds, plan.Budget(options.preset, passed), out)
-    if options.dry_run:
-        _show(cases)
-        return 0
-    failures, code = work.do(cases, out)
-    if code:
-        return code
-    for path in results.report(experiment, cases, failures, out):
-        print(f"  wrote {path}")
-    return 1 if failures else 0
+    budget = plan.Budget(options.preset, passed)
+    return plan.plan(experiments, scenes, methods, tuple(dict.fromkeys(options.seeds)), budget, options.out)
+
+
+def _do(cases: Sequence["Case"], options: Options) -> tuple[dict[str, str], int]:
+    from nfc_splat.compare.cluster import do_on_cluster
+    from nfc_splat.compare.work import do
+    from nfc_splat.rendering.kernels.threads import available_cores
+
+    threads = max(1, available_cores() // options.jobs)
+    if options.cluster:
+        return do_on_cluster(cases, options.out, threads)
+    return do(cases, options.out, options.jobs, threads if options.jobs > 1 else None)
 
 
 def _parse(arguments: Sequence[str]) -> tuple[Options, tuple[str, ...]]:
@@ -102,10 +141,15 @@ def _refuse_own(passed: Sequence[str], own: set[str]) -> None:
             raise UserError(f"-- {word}: is for the comparison to say; after -- come flags that all trainings share")
 
 
-def _show(cases: Sequence["Case"]) -> None:
+def _show(cases: Sequence["Case"], options: Options) -> None:
+    """Print the commands and the time that they should take."""
+    from nfc_splat.compare.estimate import describe_time
+
     for case in cases:
         for command in case.commands:
-            print(f"{'done  ' if command.product.exists() else ''}{command.text}")
+            print(f"{'done  ' if command.product.exists() else ''}{command.text}", flush=True)
+    for line in describe_time(cases, options.preset, options.out, options.jobs):
+        print(f"# {line}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,21 @@
 """What is compared, by name: each experiment is a list of variants of the training command.
 
-Sources: the tables of NFC (arXiv 2403.01058).
+Sources: the tables and figures of NFC (arXiv 2403.01058); `controls`, `encodings` and `grid` are ours.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+SHARES = (0.2, 0.4, 0.6, 0.8)
+DEVIATIONS = (0.2, 0.4, 0.6)
+VIEWS = (10, 20, 25, 50, 100)
+WEIGHTS = (0.5, 1, 2, 5, 10, 20)
+FACTORS = (5, 10, 20)
+SIDES = (64, 96, 128)
+STEPSIZES = (0.25, 0.5, 1.0)
+EPS = 1e-15
+CURVE_POINTS = 20
 
 
 @dataclass(frozen=True)
@@ -12,16 +23,24 @@ class Variant:
     """One way to train.
 
     Attributes:
-        label: as the table names it.
-        flags: of `python -m nfc_splat.train`.
+        label: as the table names it. Variants of the same label are the same training in every experiment.
+        flags: of `python -m nfc_splat.train`, which every method has.
+        settings: of the method's configuration; methods without one of them have no such variant.
         line: which line of the plot it is a point of, where there is a plot.
         place: and where along the line.
     """
 
     label: str
-    flags: tuple[str, ...]
+    flags: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
     line: str = ""
     place: float = 0.0
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """What it adds to the command."""
+        chosen = [(f"--{name.replace('_', '-')}", str(value)) for name, value in self.settings.items()]
+        return (*self.flags, *(word for pair in chosen for word in pair))
 
 
 @dataclass(frozen=True)
@@ -32,11 +51,12 @@ class Experiment:
         name: the value of `--experiment`.
         summary: one line.
         methods: those compared unless told.
-        variants: of each method.
+        variants: of each method; the others are compared with the first.
         surfaces: whether a mesh is extracted and measured.
         axis: what the plot's lines go along, if there is a plot of PSNR.
-        published: rows of the paper, by label, with the columns' names as keys; lengths in metres.
-        source: what the published rows are of.
+        even: whether the places along the axis are drawn at equal distances.
+        curves: whether the runs record PSNR along the training, which is then plotted.
+        cost: whether the table tells what drawing a view takes.
     """
 
     name: str
@@ -45,71 +65,137 @@ class Experiment:
     variants: tuple[Variant, ...]
     surfaces: bool = False
     axis: str = ""
-    source: str = ""
-    published: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    even: bool = False
+    curves: bool = False
+    cost: bool = False
 
 
-VIEWS = (10, 20, 25, 50, 100)
-LOSSES = tuple(Variant(loss, ("--loss", loss)) for loss in ("regression", "classification"))
+def _loss(name: str, label: str = "", **settings: Any) -> Variant:
+    return Variant(label or name, ("--loss", name), settings)
 
-EXPERIMENTS = {
-    experiment.name: experiment
-    for experiment in (
-        Experiment(
-            "static",
-            "images by regression and by classification (Tables 1 and 2)",
-            ("dvgo", "ngp", "3dgs"),
-            LOSSES,
-        ),
-        Experiment(
-            "surface",
-            "images and surfaces by regression and by classification (Table 6)",
-            ("neus", "dvgo", "ngp", "3dgs"),
-            LOSSES,
-            surfaces=True,
-            source="means over eight scenes of Replica, another scene and budget",
-            published={
-                "NeuS, regression": {
-                    "psnr": 29.38,
-                    "ssim": 0.873,
-                    "lpips": 0.145,
-                    "accuracy": 0.1721,
-                    "completeness": 0.4326,
-                    "chamfer_l1_mean": 0.3024,
-                    "precision": 0.2370,
-                    "recall": 0.1191,
-                    "fscore": 0.1487,
-                    "normal_consistency": 0.6962,
-                },
-                "NeuS, classification": {
-                    "psnr": 33.68,
-                    "ssim": 0.908,
-                    "lpips": 0.0848,
-                    "accuracy": 0.07420,
-                    "completeness": 0.07957,
-                    "chamfer_l1_mean": 0.07689,
-                    "precision": 0.5643,
-                    "recall": 0.5480,
-                    "fscore": 0.5556,
-                    "normal_consistency": 0.7691,
-                },
-            },
-        ),
-        Experiment(
-            "few-views",
-            "images from few training views by regression and by classification (Table 12)",
-            ("strivec",),
-            tuple(
-                Variant(f"{views} views, {loss.label}", ("--train-views", str(views), *loss.flags), loss.label, views)
-                for views in VIEWS
-                for loss in LOSSES
-            ),
-            axis="training views",
-            source="the Chair of NeRF synthetic at 800x800, from a number of views that the paper does not state",
-            published={
-                "Strivec, regression": {"psnr": 28.53, "ssim": 0.944, "lpips": 0.0672},
-                "Strivec, classification": {"psnr": 32.10, "ssim": 0.969, "lpips": 0.0217},
-            },
-        ),
+
+REGRESSION, CLASSIFICATION = _loss("regression"), _loss("classification")
+ENCODING_ALONE = _loss("regression", "target encoding alone", target_encoding="binary")
+CLASSIFICATION_ALONE = _loss("classification", "classification, no encoding", target_encoding="none")
+LOSSES = (REGRESSION, CLASSIFICATION)
+
+
+def _along(variants: Sequence[Variant], stem: str, flag: str, places: Sequence[float]) -> tuple[Variant, ...]:
+    """Each of `variants` at each of the places, which the flag is given: lines of a plot."""
+    return tuple(
+        Variant(f"{stem} {place:g}, {one.label}", (flag, f"{place:g}", *one.flags), one.settings, one.label, place)
+        for place in places
+        for one in variants
     )
-}
+
+
+def _at(place: float, variants: Sequence[Variant] = LOSSES) -> tuple[Variant, ...]:
+    """The variants themselves, as points at `place` of lines of their own."""
+    return tuple(Variant(one.label, one.flags, one.settings, one.label, place) for one in variants)
+
+
+def _scaled(factor: float) -> Variant:
+    return Variant(f"regression, {factor:g} x", ("--loss", "regression", "--photometric-weight", f"{factor:g}"))
+
+
+def _weighted(weight: float) -> Variant:
+    flags = ("--loss", "classification", "--loss-weight", f"{weight:g}")
+    return Variant(f"classification, weight {weight:g}", flags, line="classification", place=weight)
+
+
+def _grid(side: int, stepsize: float, loss: Variant) -> Variant:
+    settings = {"voxels": side**3, "stepsize": stepsize}
+    line = f"{loss.label}, step {stepsize:g}"
+    return Variant(f"side {side}, step {stepsize:g}, {loss.label}", loss.flags, settings, line, side)
+
+
+def _recorded(variant: Variant) -> Variant:
+    flags = (*variant.flags, "--curve-points", str(CURVE_POINTS))
+    return Variant(f"{variant.label}, recorded", flags, variant.settings, line=variant.label)
+
+
+FIELDS = ("dvgo", "ngp")
+CONTROLS = (*map(_scaled, FACTORS), _loss("regression", f"regression, eps {EPS:g}", adam_eps=EPS))
+CODES = [_loss("classification", f"classification, {code}", target_encoding=code) for code in
+         ("gray", "onehot", "thermometer")]  # fmt: skip
+BITS = (_loss("bitwise", "bitwise"), _loss("bitwise", "bitwise, gray", target_encoding="gray"))
+_ALL = (
+    Experiment("static", "images by regression and by classification (Tables 1, 2)", (*FIELDS, "3dgs"), LOSSES),
+    Experiment("dynamic", "scenes that move (Table 3)", ("dnerf", "4dgs"), LOSSES),
+    Experiment(
+        "sparse",
+        "images from a random share of the training views (Table 4)",
+        ("dvgo",),
+        (*_along(LOSSES, "share", "--train-share", SHARES), *_at(1.0)),
+        axis="share of the training views",
+    ),
+    Experiment(
+        "noise",
+        "images from training views spoiled by noise (Table 5)",
+        ("dvgo",),
+        (*_at(0.0), *_along(LOSSES, "noise", "--train-noise", DEVIATIONS)),
+        axis="standard deviation of the noise",
+    ),
+    Experiment("surface", "images and surfaces (Table 6)", ("neus", "dvgo", "ngp", "3dgs"), LOSSES, surfaces=True),
+    Experiment(
+        "ablation",
+        "loss and target encoding apart (Tables 7, 8, 13)",
+        FIELDS,
+        (REGRESSION, CLASSIFICATION_ALONE, ENCODING_ALONE, CLASSIFICATION),
+    ),
+    Experiment(
+        "few-views",
+        "images from few training views (Table 12)",
+        ("strivec",),
+        _along(LOSSES, "views", "--train-views", VIEWS),
+        axis="training views",
+    ),
+    Experiment(
+        "lambda",
+        "the weight of the classification loss (Figure 7)",
+        FIELDS,
+        (*_at(0.0, (REGRESSION,)), *map(_weighted, WEIGHTS)),
+        axis="weight of the classification loss",
+        even=True,
+    ),
+    Experiment(
+        "cost",
+        "time and memory of training, time of drawing (Section 5)",
+        FIELDS,
+        (REGRESSION, CLASSIFICATION_ALONE, CLASSIFICATION),
+        cost=True,
+    ),
+    Experiment(
+        "controls",
+        "whether a larger weight or a smaller epsilon does what classification does",
+        FIELDS,
+        (
+            REGRESSION,
+            *CONTROLS,
+            CLASSIFICATION,
+            _loss("classification", f"classification, eps {EPS:g}", adam_eps=EPS),
+        ),
+    ),
+    Experiment(
+        "encodings",
+        "codes of the colours, and the loss of bits (Eq. 3); classification without a name is of NFC's binary code",
+        FIELDS,
+        (REGRESSION, CLASSIFICATION_ALONE, CLASSIFICATION, *CODES, *BITS),
+    ),
+    Experiment(
+        "grid",
+        "sizes of voxels and of steps along rays",
+        ("dvgo",),
+        tuple(_grid(side, size, loss) for size in STEPSIZES for side in SIDES for loss in LOSSES),
+        axis="voxels along a side",
+    ),
+    Experiment(
+        "curves",
+        "training and test views along the training (Figure 7)",
+        FIELDS,
+        tuple(map(_recorded, LOSSES)),
+        curves=True,
+    ),
+)
+
+EXPERIMENTS = {experiment.name: experiment for experiment in _ALL}

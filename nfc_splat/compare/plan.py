@@ -4,10 +4,12 @@ A case is one run: a chain of commands, each with the file that it leaves behind
 file is there is not run again; that is all there is to continuing a comparison.
 """
 
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nfc_splat.compare.experiments import Experiment, Variant
 from nfc_splat.errors import UserError
@@ -35,9 +37,10 @@ class Case:
 
     Attributes:
         name: of the run, and of its folder.
-        scene, method, variant, seed: what it is.
+        scene: name of its folder.
+        method, variant, seed: what it is; the variant by its label.
         folder: the run's.
-        commands: in order.
+        commands: in order, the training first.
     """
 
     name: str
@@ -105,14 +108,17 @@ def with_truth(scene: Path, truth: Path | None) -> MeasuredScene:
 
 
 def plan(
-    experiment: Experiment,
+    experiments: Sequence[Experiment],
     scenes: Sequence[MeasuredScene],
     methods: Sequence[str],
     seeds: Sequence[int],
     budget: Budget,
     out: Path,
 ) -> list[Case]:
-    """Every combination, scene by scene.
+    """Every combination, scene by scene; what several experiments have in common once.
+
+    Args:
+        methods: of every experiment, or none of them for each experiment's own.
 
     Raises:
         UserError: an unknown method, or two scenes of the same name.
@@ -120,13 +126,29 @@ def plan(
     names = [scene.folder.resolve().name for scene in scenes]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"two scenes are called {twice[0]}; their runs would have the same folder: rename one")
-    return [
-        _case(experiment, scene, method, variant, seed, budget, out)
-        for scene in scenes
-        for method in methods
-        for variant in experiment.variants
-        for seed in seeds
-    ]
+    cases: dict[str, Case] = {}
+    for scene in scenes:
+        for experiment in experiments:
+            for method in methods or experiment.methods:
+                for variant in variants_of(experiment, method, budget.preset):
+                    for seed in seeds:
+                        case = _case(experiment, scene, method, variant, seed, budget, out)
+                        if case.name not in cases or len(case.commands) > len(cases[case.name].commands):
+                            cases[case.name] = case
+    return list(cases.values())
+
+
+def variants_of(experiment: Experiment, method: str, preset: str) -> tuple[Variant, ...]:
+    """The experiment's variants that the method has, without those that are the same training as an earlier one: a
+    setting may be the preset's own."""
+    module = find_method(method).load()
+    own = module.preset(preset)
+    found: dict[Any, Variant] = {}
+    for variant in experiment.variants:
+        if variant.settings.keys() <= module.Config.__dataclass_fields__.keys():
+            changed = {name: value for name, value in variant.settings.items() if getattr(own, name) != value}
+            found.setdefault((variant.flags, variant.line, tuple(changed.items())), variant)
+    return tuple(found.values())
 
 
 def _case(
@@ -138,10 +160,11 @@ def _case(
     budget: Budget,
     out: Path,
 ) -> Case:
-    name = f"{scene.folder.resolve().name}-{method}-{variant.label.replace(' ', '_')}-{seed}"
+    label = re.sub(r"[^A-Za-z0-9.-]+", "_", variant.label)
+    name = f"{scene.folder.resolve().name}-{method}-{label}-{seed}"
     run = out / name
     train = ("nfc_splat.train", str(scene.folder), "--out", str(run), "--resume", "auto", "--method", method)
-    train += (*budget.of(method), *variant.flags, "--seed", str(seed))
+    train += (*budget.of(method), *variant.arguments, "--seed", str(seed))
     commands = [Command(train, run / "eval" / "summary.json")]
     if experiment.surfaces:
         mesh, measured = run / "mesh.ply", run / MESH_FOLDER

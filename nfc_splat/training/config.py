@@ -17,7 +17,7 @@ from nfc_splat.training.plain import from_plain, to_plain
 
 # These may change when a run is resumed: they do not touch what is learned, or the scene's hash covers them.
 FREE = {"scene", "out", "resume", "overwrite", "device", "protocol", "split"}
-FREE |= {"threads", "quiet", "log_every", "checkpoints"}
+FREE |= {"threads", "quiet", "log_every", "curve_points", "checkpoints"}
 AUTO_METHOD, AUTO_MOVING_METHOD = "3dgs", "4dgs"  # what --method auto means, for scenes that stand still and others
 Preset = Literal["auto", "quick", "paper", "paper-original"]
 FREE_DATA = {"format", "points", "allow_missing", "allow_external_paths", "max_pixels", "image_cache_gb"}
@@ -99,6 +99,10 @@ class TrainConfig:
 
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
+
+    curve_points: int = 0
+    """How many times to measure PSNR along the training, on up to 8 test views and as many training views, into
+    metrics.jsonl; 0 for never. It changes nothing that is learned."""
 
     quiet: bool = False
     """Print only errors and the final result."""
@@ -218,6 +222,7 @@ def _check(config: TrainConfig) -> None:
         ("--steps", config.steps, 1),
         ("--threads", 1 if config.threads is None else config.threads, 1),
         ("--log-every", config.log_every, 1),
+        ("--curve-points", config.curve_points, 0),
         ("--seed", config.seed, 0),
         ("--save-steps", saving.save_steps, 0),
         ("--save-minutes", saving.save_minutes, 0),

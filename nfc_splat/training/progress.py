@@ -1,17 +1,37 @@
-"""Showing how training goes: a live line in a terminal, plain lines elsewhere, nothing when quiet."""
+"""Showing how training goes: who is told of every step, and a live line in a terminal, plain lines elsewhere, nothing
+when quiet."""
 
 import resource
 import sys
 import time
-from typing import Self
+from collections.abc import Mapping
+from typing import Protocol, Self
 
 import torch
+
+from nfc_splat.training.state import TrainingState
 
 PLAIN_SECONDS = 10.0  # between plain lines
 
 
+class Observer(Protocol):
+    """Something that looks on while a model is trained."""
+
+    def after_step(self, state: TrainingState, figures: Mapping[str, float] | None) -> None:
+        """Called by the training loop after every step, in its thread, with no gradient pending.
+
+        It may draw the model, and must leave `state`, the random number generators and the number of threads as they
+        are.
+
+        Args:
+            state: after the step.
+            figures: "step", "loss", "psnr" (dB, of the batch) and the recipe's, if the step was logged; else {}; None
+                when the step was not taken.
+        """
+
+
 class Progress:
-    """How far training is. Use as a context manager; call `update` as often as there are figures."""
+    """How far training is, an `Observer`. Use as a context manager."""
 
     def __init__(self, steps: int, start: int, quiet: bool) -> None:
         self._steps = steps
@@ -32,9 +52,11 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def update(self, step: int, figures: dict[str, float]) -> None:
-        """Show `step` and the figures among "loss", "psnr" (dB) and "primitives" that are there."""
-        now = time.monotonic()
+    def after_step(self, state: TrainingState, figures: Mapping[str, float] | None) -> None:
+        """Show the step and the figures among "loss", "psnr" (dB) and "primitives" that are there, if there are any."""
+        if not figures:
+            return
+        step, now = state.step, time.monotonic()
         text = f"{_describe(figures)}  {memory_text()}  {self._time_left(step, now)}"
         if self._bar is not None:
             self._bar.update(self._task, completed=step, figures=text)
@@ -58,7 +80,7 @@ def _live_bar():
     return Bar(TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=12), TextColumn("{task.fields[figures]}"))
 
 
-def _describe(figures: dict[str, float]) -> str:
+def _describe(figures: Mapping[str, float]) -> str:
     parts = []
     if "loss" in figures:
         parts.append(f"loss {figures['loss']:.4f}")

@@ -5,6 +5,7 @@ Symbols: `*request` is the shape of what is drawn, C, H, W for whole images, P f
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from nfc_splat.losses import bitwise_classification_loss, channelwise_classifica
 from nfc_splat.rendering import Rendering
 from nfc_splat.training.batches import Batches
 from nfc_splat.training.config import TrainConfig
-from nfc_splat.training.progress import Progress
+from nfc_splat.training.progress import Observer, Progress
 from nfc_splat.training.run import RunFolder
 from nfc_splat.training.saving import Saver
 from nfc_splat.training.signals import Signals
@@ -37,6 +38,7 @@ class Trainer:
         state: changes in place, and is replaced when training rolls back.
         saver: writes the checkpoints.
         run: takes the log.
+        observers: are told of every step.
     """
 
     config: TrainConfig
@@ -44,6 +46,7 @@ class Trainer:
     state: TrainingState
     saver: Saver
     run: RunFolder
+    observers: Sequence[Observer] = ()
 
     def fit(self) -> int:
         """Train. Returns 0 when the last step was reached, 128 + the signal's number when told to stop.
@@ -61,8 +64,8 @@ class Trainer:
                 else:
                     self.saver.after_step(self.state, signals.save)
                     signals.save = False
-                if figures:
-                    progress.update(self.state.step, figures)
+                for observer in (progress, *self.observers):
+                    observer.after_step(self.state, figures)
                 if signals.stop is not None:
                     self.saver.save(self.state)
                     log.warning("stopped at step %d, which is saved; --resume goes on from there", self.state.step)
@@ -97,10 +100,8 @@ class Trainer:
         config = self.config
         terms = {"photometric": config.photometric_weight * self.state.recipe.photometric(rendering, batch)}
         if config.loss != "regression":
-            renderings = (rendering, *rendering.auxiliary)
-            terms["classification"] = config.loss_weight * sum(
-                self.classification(drawn, batch) for drawn in renderings
-            )
+            drawn = [self.classification(part, batch) for part in (rendering, *rendering.auxiliary)]
+            terms["classification"] = config.loss_weight * sum(drawn)
         return terms | self.state.model.regularizers(rendering, batch, step)
 
     def classification(self, drawn: Rendering, batch: Batch) -> Tensor:

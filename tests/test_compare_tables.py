@@ -1,0 +1,250 @@
+"""The tables, plots and files of a comparison, from runs with made-up numbers."""
+
+import csv
+import json
+import statistics
+from xml.etree import ElementTree
+
+import pytest
+import torch
+
+from nfc_splat.compare.experiments import EXPERIMENTS
+from nfc_splat.compare.measured import check_same_images
+from nfc_splat.compare.paired import paired, two_sided_p
+from nfc_splat.compare.plan import Budget, Case, Command, MeasuredScene, plan
+from nfc_splat.compare.plot import _ticks, draw_plot
+from nfc_splat.compare.published import published
+from nfc_splat.compare.results import cases_of, report
+from nfc_splat.compare.tables import Table, mean_table, scene_table
+from nfc_splat.errors import UserError
+from nfc_splat.files import write_json
+
+
+def leave(case, psnr, images=None, **more):
+    """What a finished run leaves."""
+    summary = {"psnr": psnr, "ssim": 0.9, "lpips": None, "train_seconds": 60.0, "peak_memory_mb": 500, "n_views": 4}
+    write_json(case.folder / "eval" / "summary.json", summary | {"seconds": 2.0, "primitives": None} | more)
+    write_json(case.folder / "config.json", {"scene": {"training_images": images or "all"}})
+    return case
+
+
+def finished(folder, method, seed, psnr, variant="regression", scene="a", **more):
+    """A case whose run is there."""
+    run = folder / f"{scene}-{method}-{variant}-{seed}"
+    case = Case(run.name, scene, method, variant, seed, run, (Command(("x",), run / "eval/summary.json"),))
+    return leave(case, psnr, **more)
+
+
+def planned(name, folder, scene, seeds, methods=()):
+    (folder / scene).mkdir(exist_ok=True)
+    scenes = [MeasuredScene(folder / scene)]
+    return plan([EXPERIMENTS[name]], scenes, methods, seeds, Budget("quick"), folder / "out")
+
+
+def column(table, heading):
+    at = table.rows[0].index(heading)
+    return [row[at] for row in table.rows[1:]]
+
+
+def test_a_row_is_the_mean_over_seeds(tmp_path, capsys):
+    values = [20.0, 21.0, 24.0]
+    cases = [finished(tmp_path, "dvgo", seed, value) for seed, value in enumerate(values)]
+    cases.append(Case("3dgs-0", "a", "3dgs", "regression", 0, tmp_path, (Command(("x",), tmp_path / "no"),)))
+    failures = {"3dgs-0": "failed (2): no memory"}
+    tables, paths = report([(EXPERIMENTS["static"], cases)], failures, tmp_path)
+    out = capsys.readouterr().out
+    assert f"{statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f}" in out
+    assert "LPIPS" not in out
+    assert "3dgs-0: failed (2): no memory" in out
+    assert "regression (0 of 1)" in out
+    record = json.loads(paths[0].read_text())
+    assert [case["measured"] and case["measured"]["psnr"] for case in record["cases"]] == [*values, None]
+    assert record["tables"][0]["rows"] == tables[0].rows
+    rows = list(csv.DictReader(paths[1].open()))
+    assert (rows[2]["psnr"], rows[2]["lpips"], rows[3]["failure"]) == ("24.0", "", "failed (2): no memory")
+    assert rows[0]["render_seconds"] == "0.5"
+
+
+def test_variants_are_compared_seed_by_seed_with_the_first(tmp_path):
+    gains = {1: 1.0, 2: 2.0, 3: 3.0}
+    first = [finished(tmp_path, "dvgo", seed, 20 + 5 * seed) for seed in gains]
+    second = [finished(tmp_path, "dvgo", seed, 20 + 5 * seed + gain, "classification") for seed, gain in gains.items()]
+    cases = [*first, *second]
+    numbers = {case.name: json.loads((case.folder / "eval/summary.json").read_text()) for case in cases}
+    table = scene_table(EXPERIMENTS["static"], "a", cases, numbers)
+    assert column(table, "dPSNR") == ["", "+2.00 ± 1.00"]
+    assert float(column(table, "p")[1]) == pytest.approx(0.0742, rel=0.01)  # t = 2 sqrt(3), two degrees of freedom
+    alone = scene_table(EXPERIMENTS["static"], "a", [first[0], second[0]], numbers)
+    assert column(alone, "dPSNR") == ["", "+1.00"]
+    assert "p" not in alone.rows[0]
+    crossed = scene_table(EXPERIMENTS["static"], "a", [first[0], second[1]], numbers)  # no seed in common
+    assert "dPSNR" not in crossed.rows[0]
+
+
+def test_scenes_are_averaged_and_paired_scene_by_scene(tmp_path):
+    cases = [finished(tmp_path, "dvgo", 1, 20 + k, scene=scene) for k, scene in enumerate("ab")]
+    cases += [finished(tmp_path, "dvgo", 1, 23 + 3 * k, "classification", scene) for k, scene in enumerate("ab")]
+    numbers = {case.name: json.loads((case.folder / "eval/summary.json").read_text()) for case in cases}
+    table = mean_table(EXPERIMENTS["static"], cases, numbers)
+    assert [cell.split()[0] for cell in column(table, "PSNR")] == ["20.50", "24.50"]
+    assert column(table, "dPSNR")[1] == "+4.00 ± 1.41"
+    assert "mean of 2 scenes" in table.title
+    assert any("over 2 scenes" in note for note in table.notes)
+
+
+@pytest.mark.parametrize(
+    ("t", "freedom", "p"),
+    [(1.0, 1, 0.5), (12.706, 1, 0.05), (4.3027, 2, 0.05), (2.7764, 4, 0.05), (2.0423, 30, 0.05), (0.0, 5, 1.0)],
+)
+def test_the_tail_of_students_t_is_the_tables(t, freedom, p):
+    assert two_sided_p(t, freedom) == pytest.approx(p, rel=1e-3)
+    assert two_sided_p(-t, freedom) == pytest.approx(p, rel=1e-3)
+
+
+def test_the_paired_test_holds_its_level_where_nothing_differs():
+    noise = torch.randn(2000, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    share = sum(paired(row.tolist(), [0.0] * 5).p < 0.1 for row in noise) / len(noise)
+    assert share == pytest.approx(0.1, abs=0.02)
+
+
+def test_a_test_that_cannot_be_made_has_no_p():
+    assert paired([3.0], [1.0]).p is None
+    assert paired([3.0, 4.0], [1.0, 2.0]).p is None  # no spread: t would be infinite
+    assert paired([3.0, 4.0], [1.0, 2.0]).mean == 2.0
+
+
+# ---------------------------------------------------------------------------------------------- the paper's numbers
+
+
+def test_what_was_printed_of_a_scene_stands_below_its_row(tmp_path):
+    cases = planned("ablation", tmp_path, "office1", [1], ["dvgo"])
+    numbers = {case.name: json.loads((leave(case, 30.0).folder / "eval/summary.json").read_text()) for case in cases}
+    table = scene_table(EXPERIMENTS["ablation"], "office1", cases, numbers)
+    assert [row[0] for row in table.rows[1:]] == ["dvgo", "dvgo*", "dvgo", "dvgo*", "dvgo", "dvgo", "dvgo*"]
+    assert column(table, "PSNR") == ["30.00", "15.17", "30.00", "35.86", "30.00", "30.00", "35.93"]
+    assert any("scene 5 of Replica" in note for note in table.notes)
+    assert not any("*" in row[0] for row in scene_table(EXPERIMENTS["ablation"], "room", cases, numbers).rows)
+
+
+def test_means_of_the_printed_rows_are_the_printed_means():
+    rows = [row for scene in range(3) for row in published("static", f"room{scene}")]
+    rows += [row for scene in range(5) for row in published("static", f"office{scene}")]
+    means = {}
+    for row in rows:
+        means.setdefault(row.variant, []).append(row.metrics["psnr"])
+    assert [statistics.fmean(values) for values in means.values()] == pytest.approx([17.08, 32.49, 34.11], abs=0.04)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "scene", "count"),
+    [
+        ("dynamic", "dnerf_hook_400", 2),
+        ("dynamic", "lego", 2),
+        ("dynamic", "jacks", 0),
+        ("sparse", "tat_Truck", 8),
+        ("noise", "Truck", 6),
+        ("noise", "lego", 0),
+        ("cost", "office2", 3),
+        ("cost", "office1", 0),
+        ("surface", "room", 2),
+        ("few-views", "lego", 2),
+        ("grid", "room0", 0),
+    ],
+)
+def test_what_the_paper_has_of_an_experiment(experiment, scene, count):
+    rows = published(experiment, scene)
+    labels = {variant.label for variant in EXPERIMENTS[experiment].variants}
+    methods = EXPERIMENTS[experiment].methods
+    assert len(rows) == count
+    if experiment != "few-views":  # whose number of views the paper does not state
+        assert all(row.variant in labels and row.method in methods for row in rows)
+
+
+# ---------------------------------------------------------------------------------------------- plots and files
+
+
+def svg(path):
+    picture = ElementTree.parse(path).getroot()
+    texts = [element.text for element in picture.iter() if element.tag.endswith("text")]
+    return texts, [element for element in picture.iter() if element.tag.endswith("circle")]
+
+
+def test_few_views_are_a_table_and_a_plot(tmp_path, capsys):
+    experiment = EXPERIMENTS["few-views"]
+    cases = planned("few-views", tmp_path, "chair", [1, 2])
+    for case in cases[:-1]:  # the last one failed
+        leave(case, 20.0 + case.seed + 5 * case.variant.endswith("classification"), ["x"])
+    _, paths = report([(experiment, cases)], {}, tmp_path)
+    printed = capsys.readouterr().out
+    assert "views 100, classification (1 of 2)" in printed
+    assert "28.53" in printed
+    assert "a number of views that the paper does not state" in printed
+    assert paths[-1].name == "few-views-chair-strivec.svg"
+    texts, circles = svg(paths[-1])
+    assert {"regression", "classification", "10", "100", "training views", "PSNR (dB)"} <= set(texts)
+    heights = [float(circle.get("cy")) for circle in circles]
+    assert heights[0] == heights[4] > heights[5]  # regression's points, and above them classification's
+
+
+def test_places_far_apart_can_be_drawn_at_equal_distances(tmp_path):
+    lines = {"one": {0.5: [1.0], 1.0: [2.0], 20.0: [3.0]}}
+    (tmp_path / "plot.svg").write_text(draw_plot("title", "x", "y", lines, even=True))
+    left, middle, right = (float(circle.get("cx")) for circle in svg(tmp_path / "plot.svg")[1])
+    assert middle - left == pytest.approx(right - middle)
+    (tmp_path / "plot.svg").write_text(draw_plot("title", "x", "y", lines))
+    left, middle, right = (float(circle.get("cx")) for circle in svg(tmp_path / "plot.svg")[1])
+    assert (middle - left) / (right - left) == pytest.approx(0.5 / 19.5, abs=1e-3)
+
+
+def test_curves_are_lines_over_steps(tmp_path, capsys):
+    cases = planned("curves", tmp_path, "room", [1, 2], ["dvgo"])
+    for case in cases:
+        lines = [{"step": step, "loss": 0.1} for step in (10, 20)]
+        lines += [{"step": 150 * k, "train_psnr": 20.0 + k + case.seed, "test_psnr": 18.0 + k} for k in range(1, 21)]
+        leave(case, 30.0)
+        (case.folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    _, paths = report([(EXPERIMENTS["curves"], cases)], {}, tmp_path)
+    texts, circles = svg(paths[-1])
+    assert {"regression, training views", "regression, test views", "classification, test views", "step"} <= set(texts)
+    assert not circles  # so many points are a line
+    assert {"1000", "2000", "3000"} <= set(texts)
+    assert "recorded" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("low", "high"), [(20.1, 31.7), (28.0, 28.0), (-3e-5, 2e-4), (0.0, 0.0), (99.0, 101.0)])
+def test_ticks_are_round_and_hold_all_values(low, high):
+    first, last, step = _ticks(low, high)
+    assert first <= low + 1e-9 * step
+    assert last > high
+    assert 1 <= round((last - first) / step) <= 12
+    assert float(f"{step:.1e}") == pytest.approx(step)
+
+
+def test_latex_is_a_tabular_whose_names_are_harmless():
+    table = Table("a_b: 50 %", [["method", "", "PSNR"], ["m", r"x_y & 5 % \input{z}", "-1.50 ± 0.20"]], ["note"])
+    lines = table.latex().splitlines()
+    assert lines[:2] == ["% a_b: 50 %", "% note"]
+    assert lines[2] == r"\begin{tabular}{llr}"
+    assert lines[5] == r"m & x\_y \& 5 \% /input\{z\} & $-$1.50 $\pm$ 0.20 \\"
+
+
+def test_runs_of_other_images_are_not_compared(tmp_path):
+    cases = planned("sparse", tmp_path, "room", [1], ["dvgo"])
+    for case in cases:
+        share = next((word for word in case.variant.split(",")[0].split() if "." in word), "")
+        leave(case, 30.0, [f"{share}.png"] if share else None)
+    lists = check_same_images(cases)
+    assert lists["room --train-share 0.2"] == ["0.2.png"]
+    assert len(lists) == 4
+    leave(cases[1], 30.0, ["another.png"])
+    with pytest.raises(UserError, match=r"trained on other images than the runs of room --train-share 0\.2"):
+        check_same_images(cases)
+
+
+def test_each_experiment_gets_its_own_cases_in_its_order(tmp_path):
+    (tmp_path / "a").mkdir()
+    experiments = [EXPERIMENTS[name] for name in ("controls", "ablation")]
+    cases = plan(experiments, [MeasuredScene(tmp_path / "a")], ["dvgo"], [1, 2], Budget("quick"), tmp_path)
+    mine = cases_of(EXPERIMENTS["ablation"], cases, ["dvgo"], "quick")
+    assert [case.variant for case in mine[::2]] == [variant.label for variant in EXPERIMENTS["ablation"].variants]
+    assert [case.seed for case in mine] == [1, 2] * 4
