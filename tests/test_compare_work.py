@@ -1,0 +1,218 @@
+"""Doing what a plan says: several cases at a time, failures, signals, a cluster. The commands are small modules that
+stand in for trainings."""
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from nfc_splat.compare import estimate, work
+from nfc_splat.compare.plan import Case, Command
+from nfc_splat.errors import UserError
+from nfc_splat.files import write_json
+
+MODULES = {
+    # Leaves PRODUCT once OTHER is there: two of them end only if they run at the same time.
+    "meet": """
+import pathlib, sys, time
+begun, other, product = map(pathlib.Path, sys.argv[1:4])
+begun.touch()
+while not other.exists():
+    time.sleep(0.01)
+product.write_text(' '.join(sys.argv[4:]))
+""",
+    "leave": "import pathlib, sys; pathlib.Path(sys.argv[1]).write_text('x')",
+    "fail": "import sys; print('error: out of luck'); sys.exit(2)",
+    # Ends when told to, as a training that saves; a second signal would kill it.
+    "linger": """
+import pathlib, signal, sys, time
+told = []
+signal.signal(signal.SIGTERM, lambda *_: told.append(1))
+pathlib.Path(sys.argv[1]).touch()
+while not told:
+    time.sleep(0.01)
+time.sleep(0.5)
+pathlib.Path(sys.argv[2]).write_text('saved')
+sys.exit(143)
+""",
+}
+
+
+@pytest.fixture(autouse=True)
+def modules(tmp_path, monkeypatch):
+    folder = tmp_path / "modules"
+    folder.mkdir()
+    for name, text in MODULES.items():
+        (folder / f"{name}.py").write_text(text)
+    places = (folder, Path(__file__).resolve().parent.parent, os.environ.get("PYTHONPATH", ""))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, places)))
+
+
+def case_of(folder, name, *commands, method="dvgo"):
+    return Case(
+        name, "a", method, "regression", 0, folder / name, tuple(Command(words, product) for words, product in commands)
+    )
+
+
+def leaving(folder, name, **options):
+    return case_of(folder, name, (("leave", str(folder / name)), folder / name), **options)
+
+
+def test_jobs_run_at_the_same_time(tmp_path):
+    begun = [tmp_path / "begun-a", tmp_path / "begun-b"]
+    cases = []
+    for name, mine, other in (("a", *begun), ("b", *reversed(begun))):
+        product = tmp_path / name
+        cases.append(case_of(tmp_path, name, (("meet", str(mine), str(other), str(product)), product)))
+    assert work.do(cases, tmp_path / "out", jobs=2) == ({}, 0)
+    assert all(case.done for case in cases)
+
+
+def test_trainings_that_say_nothing_of_threads_share_the_processors(tmp_path):
+    product = tmp_path / "p"
+    started = []
+
+    class Process:
+        returncode = 0
+
+        def __init__(self, words, **_):
+            started.append(words[2:])
+            product.write_text("")
+
+    for words, told in (
+        (("nfc_splat.train", "scene"), ("--threads", "1")),
+        (("nfc_splat.train", "scene", "--threads", "2"), ()),
+        (("nfc_splat.export", "mesh"), ()),
+    ):
+        product.unlink(missing_ok=True)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(work.subprocess, "Popen", Process)
+            list(work.run_case(case_of(tmp_path, "a", (words, product)), tmp_path / "log", 1))
+        assert tuple(started[-1]) == (*words, *told)
+
+
+def test_a_failure_is_told_and_the_others_go_on(tmp_path, capsys):
+    chain = (("leave", str(tmp_path / "first")), tmp_path / "first"), (("fail",), tmp_path / "second")
+    cases = [case_of(tmp_path, "bad", *chain), leaving(tmp_path, "good")]
+    failures, code = work.do(cases, tmp_path / "out")
+    assert code == 0
+    assert failures == {"bad": f"failed (2): out of luck (see {tmp_path}/out/cases/bad.log)"}
+    assert (tmp_path / "first").exists()
+    assert cases[1].done
+    out = capsys.readouterr().out
+    assert "bad: failed after" in out
+    assert "1 more" in out
+
+
+def test_a_command_that_leaves_nothing_has_failed(tmp_path):
+    case = case_of(tmp_path, "a", (("leave", str(tmp_path / "elsewhere")), tmp_path / "expected"))
+    failures, _ = work.do([case], tmp_path / "out")
+    assert "failed (0)" in failures["a"]
+
+
+def test_a_signal_reaches_every_process_once_and_nothing_is_begun_after_it(tmp_path, capsys):
+    cases = []
+    for name in "ab":
+        words = ("linger", str(tmp_path / f"begun-{name}"), str(tmp_path / name))
+        cases.append(
+            case_of(tmp_path, name, (words, tmp_path / name), (("leave", str(tmp_path / "later")), tmp_path / "later"))
+        )
+    cases.append(leaving(tmp_path, "c"))
+
+    def stop():
+        while not all((tmp_path / f"begun-{name}").exists() for name in "ab"):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop, daemon=True).start()
+    failures, code = work.do(cases, tmp_path / "out", jobs=2)
+    assert (failures, code) == ({}, 143)
+    assert [(tmp_path / name).read_text() for name in "ab"] == ["saved", "saved"]
+    assert not (tmp_path / "later").exists()
+    assert not cases[2].done
+    assert "the same command continues" in capsys.readouterr().out
+
+
+def test_the_time_left_is_that_of_the_same_method(tmp_path):
+    fast, slow, new = (leaving(tmp_path, name, method=name) for name in ("fast", "slow", "new"))
+    pace = work.Pace(jobs=2)
+    assert pace.left([fast]) is None
+    pace.add(fast, 10)
+    pace.add(fast, 20)
+    pace.add(slow, 100)
+    assert pace.left([fast, slow]) == (15 + 100) / 2
+    assert pace.left([new]) == pytest.approx((130 / 3) / 2)
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(5.4, "0m05s"), (125, "2m05s"), (3600, "1h00m"), (7380, "2h03m")])
+def test_durations_are_read_at_a_glance(seconds, text):
+    assert work.duration(seconds) == text
+
+
+def test_the_estimate_takes_what_is_finished_and_tries_what_is_not(tmp_path, monkeypatch):
+    done, left, other = leaving(tmp_path, "done"), leaving(tmp_path, "left"), leaving(tmp_path, "other", method="ngp")
+    (tmp_path / "done").mkdir()
+    write_json(tmp_path / "done/eval/summary.json", {"train_seconds": 120.0})
+    tried = []
+    monkeypatch.setattr(estimate, "_tried", lambda case, *_: tried.append(case.name) or 60.0)
+    lines = estimate.describe_time([done, left, other], "quick", tmp_path, jobs=1)
+    assert lines[0] == "a, dvgo: 1 runs left, about 2m00s each"
+    assert lines[1] == "a, ngp: 1 runs left, about 1m00s each"
+    assert lines[2] == "in all about 3m00s, 1 at a time"
+    assert tried == ["other"]
+
+    def refuse(*_):
+        raise UserError("no such scene")
+
+    monkeypatch.setattr(estimate, "_tried", refuse)
+    lines = estimate.describe_time([done, left, other], "quick", tmp_path, jobs=1)
+    assert lines[1:] == ["a, ngp: 1 runs left; how long they take is unknown: no such scene",
+                         "in all about 2m00s and what is unknown, 1 at a time"]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_short_training_tells_the_time_once(tmp_path, monkeypatch):
+    import training_toy
+
+    from nfc_splat.fields import METHODS
+
+    monkeypatch.setitem(METHODS, "toy", training_toy.METHOD)
+    scene = training_toy.write_scene(tmp_path / "scene")
+    toy = Path(training_toy.__file__)
+    monkeypatch.setenv("PYTHONPATH", f"{toy.parent}{os.pathsep}{toy.parent.parent}")
+    words = ("training_toy", str(scene), "--out", str(tmp_path / "run"), "--resume", "auto", "--method", "toy")
+    words += ("--preset", "quick", "--steps", "2000", "--pause", "0.001")
+    case = case_of(tmp_path, "a", (words, tmp_path / "run/eval/summary.json"), method="toy")
+    seconds = estimate._tried(case, "quick", tmp_path)
+    assert 2 < seconds < 200  # a pause of 1 ms in each of 2000 steps
+    assert json.loads((tmp_path / "trials/a.json").read_text())["steps"] == 50
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setattr(estimate.subprocess, "run", lambda *_, **__: pytest.fail("tried again"))
+    assert estimate._tried(case, "quick", tmp_path) == seconds
+
+
+def test_a_cluster_without_ray_is_an_error_that_says_what_to_install(tmp_path, monkeypatch):
+    import sys
+
+    from nfc_splat.compare.cluster import do_on_cluster
+
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match="pip install ray"):
+        do_on_cluster([], tmp_path, 1)
+
+
+@pytest.mark.slow
+def test_ray_runs_the_cases(tmp_path):
+    pytest.importorskip("ray", reason="Ray is not installed")
+    from nfc_splat.compare.cluster import do_on_cluster
+
+    cases = [leaving(tmp_path, "a"), case_of(tmp_path, "bad", (("fail",), tmp_path / "never"))]
+    failures, code = do_on_cluster(cases, tmp_path / "out", threads=1)
+    assert code == 0
+    assert cases[0].done
+    assert failures.keys() == {"bad"}
+    assert "out of luck" in failures["bad"]
