@@ -10,6 +10,7 @@ from nfc_splat.report.folder import Run, at
 
 # These say where a run lies and how it was watched, not what it is.
 ASIDE = {"out", "resume", "overwrite", "quiet", "log_every"}
+CIRCUMSTANCES = ("commit", "versions", "hardware")
 TRAIN_PATH = ("nfc_splat/train.py", "nfc_splat\\train.py")
 
 
@@ -42,6 +43,7 @@ def differences(runs: Sequence[Run]) -> Differences:
     """Compare the configurations, the code and the machines of the runs."""
     flat = [flattened(_compared(run)) for run in runs]
     names = dict.fromkeys(name for settings in flat for name in settings)
+    names = sorted(names, key=lambda name: name.startswith(CIRCUMSTANCES))  # after the settings
     rows, partial = [], 0
     for name in names:
         values = tuple(settings.get(name) for settings in flat)
@@ -66,7 +68,7 @@ def flattened(value: Any, prefix: str = "") -> dict[str, str]:
 def _compared(run: Run) -> dict[str, Any]:
     train = run.told("train")
     settings = {key: value for key, value in train.items() if key not in ASIDE} if isinstance(train, Mapping) else {}
-    rest = {key: run.told(key) for key in ("commit", "versions", "hardware") if run.told(key) is not None}
+    rest = {key: run.told(key) for key in CIRCUMSTANCES if run.told(key) is not None}
     return settings | rest
 
 

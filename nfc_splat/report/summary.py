@@ -6,8 +6,7 @@ resolution, background. Only among those is a best value marked.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from nfc_splat.report.folder import Run, at, number
@@ -68,12 +67,13 @@ class Block:
 
 @dataclass(frozen=True)
 class Summary:
-    """The table: `columns` are those in which any run has something; `warnings` say what cannot be compared."""
+    """The table: `columns` are those in which any run has something; `warnings` say what cannot be compared, `notes`
+    what the evaluations remarked."""
 
     columns: Mapping[str, str]
     blocks: tuple[Block, ...]
     warnings: tuple[str, ...]
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...]
 
 
 def summarize(runs: Sequence[Run]) -> Summary:
@@ -276,8 +276,3 @@ def headline(run: Run) -> str:
         return title
     parts = (run.told("train", "method"), run.told("train", "loss"))
     return ", ".join([run.scene, *(part for part in parts if isinstance(part, str))])
-
-
-def folder_name(run: Run) -> str:
-    """The run's folder as the command line would take it."""
-    return str(Path(run.folder))

@@ -13,7 +13,8 @@ from nfc_splat.report.folder import MAX_BYTES, Run, at, number, read_png
 from nfc_splat.report.pictures import Detail, Picture, encoded, missing
 
 FOLDER = "mesh-eval"
-DETAIL = Detail(1400)
+DETAIL, LITTLE_DETAIL = Detail(1400), Detail(900)
+FEW = 8  # surfaces with pictures in detail
 LOWER = ("accuracy", "completeness", "chamfer", "hausdorff", "depth")  # the less the better; ratios are the reverse
 
 
@@ -60,17 +61,17 @@ class Surfaces:
 
 def surfaces(runs: Sequence[Run]) -> Surfaces:
     """The surfaces that were measured."""
+    paths = {index: run.folder / FOLDER / "metrics.json" for index, run in enumerate(runs)}
+    there = {index: path for index, path in paths.items() if path.exists()}
+    detail = DETAIL if len(there) <= FEW else LITTLE_DETAIL
     found, problems = [], []
-    for index, run in enumerate(runs):
-        path = run.folder / FOLDER / "metrics.json"
-        if not path.exists():
-            continue
+    for index, path in there.items():
         try:
             metrics = _metrics(read_json(path, max_bytes=MAX_BYTES), str(path))
         except UserError as error:
-            problems.append(f"{run.name}: {error}.")
+            problems.append(f"{runs[index].name}: {error}.")
             continue
-        found.append(_surface(index, run, metrics))
+        found.append(_surface(index, runs[index], metrics, detail))
     comparable = len(found) > 1 and len({surface.said for surface in found}) == 1
     if comparable:
         found = _with_best(found)
@@ -91,14 +92,14 @@ def _metrics(record: Any, source: str) -> GeometryMetrics:
     return GeometryMetrics(*scores, tuple(limits), protocol, notes)
 
 
-def _surface(index: int, run: Run, metrics: GeometryMetrics) -> Surface:
+def _surface(index: int, run: Run, metrics: GeometryMetrics, detail: Detail) -> Surface:
     shown = shown_as(None, PROTOCOLS[metrics.protocol["name"]])
     blocks = (metrics.values, metrics.interval, metrics.floor)
     rows = {
         (label_of(name, shown), shown.unit_of(name)): Entry(*(shown.value(name, block.get(name)) for block in blocks))
         for name in metric_names(metrics)
     }
-    return Surface(index, run.name, _said(metrics), rows, _picture(run), metrics.notes)
+    return Surface(index, run.name, _said(metrics), rows, _picture(run, detail), metrics.notes)
 
 
 def _said(metrics: GeometryMetrics) -> str:
@@ -128,9 +129,9 @@ def _with_best(found: Sequence[Surface]) -> list[Surface]:
     return [replace(surface, rows=rows) for surface, rows in zip(found, marked, strict=True)]
 
 
-def _picture(run: Run) -> Picture:
+def _picture(run: Run, detail: Detail) -> Picture:
     alt = f"Distances between the surface of {run.name} and the true surface, in colour"
     try:
-        return encoded(read_png(run.folder / FOLDER / "errors.png", "RGB"), DETAIL, alt)
+        return encoded(read_png(run.folder / FOLDER / "errors.png", "RGB"), detail, alt)
     except UserError as error:
         return missing(alt, f"{error}.")
