@@ -11,9 +11,10 @@ from eval_toys import Disc, ToySplit
 from nfc_splat.eval.geometry import summarize_scores
 from nfc_splat.eval.images import PROTOCOLS
 from nfc_splat.eval.views import evaluate_views
-from nfc_splat.files import write_json
+from nfc_splat.files import read_json, write_json
 
 STEPS = 400
+HOSTILE = ('"><img src=x onerror=alert(1)>', "<script>alert(1)</script>", "'onmouseover='alert(1)", "{{ 7*7 }}</style>")
 
 
 def write_run(
@@ -96,3 +97,26 @@ def write_surface(run: Path, *, accuracy: float = 0.012, truth: str = "room_mesh
     protocol = {"name": "replica", "reproduces": "MonoSDF", "gt": {"name": truth}, "thresholds": [0.05], "steps": []}
     metrics = summarize_scores(scores, [0.05], floor=floor, protocol=protocol, notes=["made up"])
     write_json(run / "mesh-eval" / "metrics.json", metrics.record())
+
+
+def hostile_run(folder: Path) -> Path:
+    """A run in which every name is an attack."""
+    split = ToySplit()
+    split.names = [f"{name} {index}" for index, name in enumerate((*HOSTILE, HOSTILE[0]))]
+    settings = {"method": HOSTILE[1], "loss": HOSTILE[0], "model": {"steps": STEPS, HOSTILE[1]: HOSTILE[0]}}
+    run = write_run(folder, split=split, scene=f"/data/{HOSTILE[1].replace('/', '')}", train=settings)
+    edit(run / "config.json", command=["x", *HOSTILE], commit=HOSTILE[1], versions={HOSTILE[0]: HOSTILE[1]})
+    edit(run / "eval" / "summary.json", title=HOSTILE[3], notes=list(HOSTILE), preset=HOSTILE[2])
+    append(run / "metrics.jsonl", json.dumps({"step": 1, "event": HOSTILE[1]}) + "\n")
+    write_surface(run, truth=HOSTILE[1])
+    return run
+
+
+def edit(path: Path, **changes) -> None:
+    """Change entries of a JSON file."""
+    write_json(path, read_json(path) | changes)
+
+
+def append(path: Path, text: str) -> None:
+    """Add text to a file."""
+    path.write_text(path.read_text() + text)

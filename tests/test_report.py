@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from eval_toys import ToySplit
 from PIL import Image
-from report_runs import STEPS, write_run, write_surface
+from report_runs import HOSTILE, STEPS, append, edit, hostile_run, write_run, write_surface
 
 from nfc_splat.errors import UserError
 from nfc_splat.eval.mesh import Shown
@@ -28,7 +28,6 @@ from nfc_splat.report.summary import duration, summarize
 from nfc_splat.report.surface import surfaces
 from nfc_splat.report.views import MAX_PICTURES, view_groups
 
-HOSTILE = ('"><img src=x onerror=alert(1)>', "<script>alert(1)</script>", "'onmouseover='alert(1)", "{{ 7*7 }}</style>")
 VOID = {"meta", "link", "img", "input", "br", "wbr"}
 
 
@@ -152,10 +151,6 @@ def test_runs_of_another_machine_are_not_ranked_by_time(runs):
     assert sorted(marked()) == [False, True]
 
 
-def edit(path: Path, **changes) -> None:
-    write_json(path, read_json(path) | changes)
-
-
 def test_only_settings_that_differ_are_listed(runs):
     found = differences(read_runs([runs["plain"], runs["bright"]]))
     assert {row.name: row.values for row in found.rows} == {
@@ -259,6 +254,7 @@ def test_results_of_a_comparison_come_first(runs, tmp_path):
 def test_surfaces_are_shown_as_eval_mesh_shows_them(runs, tmp_path):
     write_surface(runs["plain"], accuracy=0.012)
     write_surface(runs["bright"], accuracy=0.010)
+    Image.new("RGB", (60, 40), "teal").save(runs["bright"] / "mesh-eval" / "errors.png")
     found = surfaces(read_runs(list(runs.values())))
     assert found.comparable
     values = {surface.name: surface.rows[("accuracy", "cm")] for surface in found.found}
@@ -270,7 +266,8 @@ def test_surfaces_are_shown_as_eval_mesh_shows_them(runs, tmp_path):
     assert (values["plain"].best, values["bright"].best) == (False, True)
     assert found.found[0].rows[("F-score < 5 cm", "%")].value == "80.00"
     page = report(tmp_path, *runs.values())
-    assert "mesh-eval/errors.png is missing" in page.text
+    assert page.text.count("mesh-eval/errors.png is missing") == 1
+    assert [a["width"] for a in page.all("img") if "surface of bright" in a.get("alt", "")] == ["60"]
     assert "made up" in page.text
 
 
@@ -329,10 +326,6 @@ def test_what_is_damaged_is_said(runs, tmp_path, damage, said):
     assert "bright" in page.text
 
 
-def append(path: Path, text: str) -> None:
-    path.write_text(path.read_text() + text)
-
-
 def cut(folder: Path) -> None:
     for path in folder.iterdir():
         path.write_bytes(path.read_bytes()[:90])
@@ -380,19 +373,6 @@ def test_the_command_writes_where_it_says(runs, tmp_path, monkeypatch, capsys):
 
 
 # ----------------------------------------------------------------------------------------------- nothing acts
-
-
-def hostile_run(folder: Path) -> Path:
-    """A run in which every name is an attack."""
-    split = ToySplit()
-    split.names = [f"{name} {index}" for index, name in enumerate((*HOSTILE, HOSTILE[0]))]
-    settings = {"method": HOSTILE[1], "loss": HOSTILE[0], "model": {"steps": STEPS, HOSTILE[1]: HOSTILE[0]}}
-    run = write_run(folder, split=split, scene=f"/data/{HOSTILE[1].replace('/', '')}", train=settings)
-    edit(run / "config.json", command=["x", *HOSTILE], commit=HOSTILE[1], versions={HOSTILE[0]: HOSTILE[1]})
-    edit(run / "eval" / "summary.json", title=HOSTILE[3], notes=list(HOSTILE), preset=HOSTILE[2])
-    append(run / "metrics.jsonl", json.dumps({"step": 1, "event": HOSTILE[1]}) + "\n")
-    write_surface(run, truth=HOSTILE[1])
-    return run
 
 
 def test_hostile_names_are_text(tmp_path):

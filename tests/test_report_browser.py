@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 from eval_toys import ToySplit
-from report_runs import STEPS, write_run, write_surface
-from test_report import HOSTILE, hostile_run
+from report_runs import HOSTILE, STEPS, hostile_run, write_run, write_surface
 
 from nfc_splat.report.page import Plot, Table, write_report
 

@@ -134,5 +134,5 @@ def _common_range(found: Iterable[Depth | str]) -> tuple[float, float] | None:
     known = [depth.near_far for depth in found if isinstance(depth, Depth)]
     if not known:
         return None
-    near, far = (sorted(values)[(len(values) - 1) // 2] for values in zip(*known, strict=True))
+    near, far = (sorted(values)[len(values) // 2] for values in zip(*known, strict=True))
     return (near, max(far, near * (1 + 1e-6)))
