@@ -96,6 +96,7 @@ PAPER = {
     },
 }
 
+EXPLANATION = "±: 95 % of evaluations with other seeds fall in it; perfect mesh: the truth against itself, sampled anew"
 LABELS = {
     "accuracy": "accuracy",
     "completeness": "completeness",
@@ -151,7 +152,7 @@ def main(argv: Sequence[str]) -> int:
         PROTOCOLS[options.protocol], thresholds=options.threshold, samples=options.samples, repeats=options.repeats
     )
     _expect_used(options, protocol)
-    shown = _shown(options, protocol)
+    shown = shown_as(options.unit, protocol)
     scene = read_scene_geometry(
         options.scene,
         trajectory=options.trajectory,
@@ -202,13 +203,11 @@ def _expect_writable(folder: Path) -> None:
         raise UserError(f"cannot write to {folder}: {place} {found}; choose another --out")
 
 
-def _shown(options: Options, protocol: Protocol) -> Shown:
+def shown_as(unit: Literal["cm", "mm"] | None, protocol: Protocol) -> Shown:
     """What `--unit` and the protocol make of lengths."""
-    unit = options.unit or protocol.shown_unit
     if protocol.input_unit == "mm":
-        if options.unit == "cm":
-            return Shown("cm", 0.1, protocol.percent)
-        return Shown("mm", 1.0, protocol.percent)
+        return Shown("cm", 0.1, protocol.percent) if unit == "cm" else Shown("mm", 1.0, protocol.percent)
+    unit = unit or protocol.shown_unit
     return Shown(unit or protocol.input_unit or "", PER_METRE[unit or "m"], protocol.percent)
 
 
@@ -218,26 +217,32 @@ def _shown(options: Options, protocol: Protocol) -> Shown:
 def report(metrics: GeometryMetrics, shown: Shown, references: Mapping[str, Mapping[str, float]]) -> None:
     """Print what was done and the table: value, interval, sampling floor, and the numbers of `references`."""
     _print_protocol(metrics.protocol)
-    names = [name for name in LABELS if not name.startswith(("accuracy_", "completeness_", "hausdorff"))]
-    names = [name for name in names if name in metrics.values]
-    tails = [name for name in LABELS if name.startswith(("accuracy_", "completeness_", "hausdorff"))]
-    ratios = [f"{kind}@{t:g}" for t in metrics.thresholds for kind in ("precision", "recall", "fscore")]
     rows = [["metric", "", "value", "±", "perfect mesh", *references]]
-    lengths = [name for name in names if kind_of(name) != "ratio"]
-    for name in (*lengths, *ratios, *(name for name in names if name not in lengths), *tails):
+    for name in metric_names(metrics):
         blocks = (metrics.values, metrics.interval, metrics.floor)
         cells = [shown.value(name, block.get(name)) for block in blocks]
         cells += [shown.value(name, row[name]) if name in row else "" for row in references.values()]
-        rows.append([_label(name, shown), shown.unit_of(name), *cells])
+        rows.append([label_of(name, shown), shown.unit_of(name), *cells])
     print_table(rows, numbers=tuple(range(2, len(rows[0]))))
-    print("  ±: 95 % of evaluations with other seeds fall in it; perfect mesh: the truth against itself, sampled anew")
+    print(f"  {EXPLANATION}")
     if references:
         print("  NeuS and NeuS, NFC: means over eight Replica scenes as published (arXiv 2403.01058, Table 6)")
     for note in metrics.notes:
         print(f"  note: {note}")
 
 
-def _label(metric: str, shown: Shown) -> str:
+def metric_names(metrics: GeometryMetrics) -> list[str]:
+    """The metrics that a table shows, in its order: lengths, ratios, and how far the worst is."""
+    names = [name for name in LABELS if not name.startswith(("accuracy_", "completeness_", "hausdorff"))]
+    names = [name for name in names if name in metrics.values]
+    tails = [name for name in LABELS if name.startswith(("accuracy_", "completeness_", "hausdorff"))]
+    ratios = [f"{kind}@{t:g}" for t in metrics.thresholds for kind in ("precision", "recall", "fscore")]
+    lengths = [name for name in names if kind_of(name) != "ratio"]
+    return [*lengths, *ratios, *(name for name in names if name not in lengths), *tails]
+
+
+def label_of(metric: str, shown: Shown) -> str:
+    """What a table calls a metric."""
     kind, _, threshold = metric.partition("@")
     if not threshold:
         return LABELS[metric]
@@ -333,7 +338,7 @@ def _subtitle(metrics: GeometryMetrics, shown: Shown) -> str:
     parts = [f"protocol {metrics.protocol['name']}"]
     if metrics.chamfer_l1 is not None:
         parts.append(f"Chamfer-L1 {shown.value('chamfer_l1_mean', metrics.chamfer_l1)} {shown.unit}")
-    parts.append(f"{_label(f, shown)}: {shown.value(f, metrics.fscore)} {shown.unit_of(f)}")
+    parts.append(f"{label_of(f, shown)}: {shown.value(f, metrics.fscore)} {shown.unit_of(f)}")
     if metrics.normal_consistency is not None:
         name = "normal_consistency"
         parts.append(f"normal consistency {shown.value(name, metrics[name])} {shown.unit_of(name)}")

@@ -1,6 +1,9 @@
 """Pictures for people: PNG files, depth and error in colour, and the contact sheet of truth, render and error.
 
 Symbols: H rows, W columns. Colours are [H, W, 3] in [0, 1]; depth is [H, W] camera-space z in world units.
+
+Depth is kept as levels, one byte per pixel: 0 where nothing is, else 1 to 255 for 1/far to 1/near, evenly. A PNG whose
+palette colours them can be looked at, and coloured anew with the range of other pictures of the same view.
 """
 
 import math
@@ -27,6 +30,16 @@ _RAMP = (
 )
 
 ERROR_SCALE = 0.2
+OPAQUE = 0.5  # alpha from which on a pixel shows something
+_FAR_END = 0.13  # of the ramp: what is far away differs from nothing at all
+DEPTH_MEANING = {
+    "file": "PNG with a palette, every n-th pixel of the view so that no side exceeds 480",
+    "depth": "expected z-depth, along the camera's viewing axis, in the units of the scene's files",
+    "levels": "0: nothing there, alpha below 0.5; 1 to 255: 1 / depth from 1 / far (dark) to 1 / near (bright); "
+    "what lies beyond is drawn as the end",
+    "near, far": "2 % of what is seen in the view is nearer, 2 % is farther; null where nothing is seen",
+}
+_DEPTH_SIDE = 480
 
 
 def to_bytes(image: Tensor) -> np.ndarray:
@@ -57,6 +70,49 @@ def colorize(values: Tensor, low: float, high: float) -> np.ndarray:
 def error_picture(pred: Tensor, target: Tensor) -> np.ndarray:
     """Mean absolute error over the channels, coloured from 0 to `ERROR_SCALE`: uint8 [H, W, 3]."""
     return colorize((pred.clamp(0.0, 1.0) - target).abs().mean(-1), 0.0, ERROR_SCALE)
+
+
+def depth_levels(depth: Tensor, alpha: Tensor) -> tuple[np.ndarray, tuple[float, float] | None]:
+    """A small picture of depth.
+
+    Args:
+        depth, alpha: [H, W].
+
+    Returns:
+        levels, uint8 [H', W'] of at most 480 rows and columns, and (near, far), None where nothing is seen.
+    """
+    stride = math.ceil(max(depth.shape) / _DEPTH_SIDE)
+    depth, alpha = (values.detach()[::stride, ::stride].double().cpu() for values in (depth, alpha))
+    solid = (alpha >= OPAQUE) & (depth > 0) & depth.isfinite()
+    if not solid.any():
+        return np.zeros(depth.shape, np.uint8), None
+    disparity = torch.where(solid, 1 / depth, 0.0)
+    low, high = disparity[solid].quantile(torch.tensor([0.02, 0.98]).double()).tolist()
+    unit = ((disparity - low) / max(high - low, 1e-12)).clamp(0.0, 1.0)
+    levels = torch.where(solid, torch.floor(1.5 + 254 * unit), 0.0)
+    return levels.to(torch.uint8).numpy(), (1 / high, 1 / low)
+
+
+def depth_picture(levels: np.ndarray, seen: tuple[float, float], shown: tuple[float, float]) -> np.ndarray:
+    """Levels in colour, near bright and far dark: uint8 [H, W, 3].
+
+    Args:
+        levels: uint8 [H, W] from `depth_levels`.
+        seen: near and far, what the levels stand for.
+        shown: near and far, what the ends of the colours shall stand for.
+    """
+    (near, far), (first, last) = seen, shown
+    seen_at = torch.tensor(levels).double()
+    disparity = 1 / far + (1 / near - 1 / far) * (seen_at - 1) / 254
+    unit = ((disparity - 1 / last) / max(1 / first - 1 / last, 1e-12)).clamp(0.0, 1.0)
+    return colorize(torch.where(seen_at > 0, _FAR_END + (1 - _FAR_END) * unit, 0.0), 0.0, 1.0)
+
+
+def write_levels(path: Path, levels: np.ndarray) -> None:
+    """Write levels as a PNG whose palette colours them, atomically."""
+    image = Image.fromarray(levels).convert("P")
+    image.putpalette(depth_picture(np.arange(256, dtype=np.uint8)[None], (1.0, 2.0), (1.0, 2.0)).tobytes())
+    save_image(path, image)
 
 
 @dataclass(frozen=True)

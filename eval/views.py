@@ -50,6 +50,7 @@ class _View:
     score: ViewScore
     masked: bool
     seconds: float
+    depth: tuple[float, float] | None
 
     def record(self) -> dict[str, Any]:
         row: dict[str, Any] = {"name": self.name, "file": self.file, "width": self.size[0], "height": self.size[1]}
@@ -81,8 +82,8 @@ def evaluate_views(
 ) -> dict[str, Any]:
     """Render every view of `split`, compare it with the truth, and write what was found.
 
-    Writes `eval/summary.json`, `eval/per_view.json`, `renders/*.png`, `gt/*.png` and `contact_sheet.png` below
-    `folder`, each atomically.
+    Writes `eval/summary.json`, `eval/per_view.json`, `renders/*.png`, `gt/*.png`, `depth/*.png`, `depth/depth.json` and
+    `contact_sheet.png` below `folder`, each atomically.
 
     Args:
         model: in any mode; its mode is restored.
@@ -127,6 +128,7 @@ def evaluate_views(
         tables = folder / "eval" if tables is None else tables
         write_json(tables / "per_view.json", [view.record() for view in views])
         write_json(tables / "summary.json", summary)
+        _write_depth_ranges(folder, views)
         _write_contact_sheet(folder, views, summary)
     return summary
 
@@ -145,21 +147,37 @@ def _evaluate(
     name = split.names[index]
     camera = split.cameras[index].to(background.device)
     started = _clock(background.device)
-    pred = render_view(model, camera, background).color[0]
+    drawn = render_view(model, camera, background)
     seconds = _clock(background.device) - started
+    pred = drawn.color[0]
     target = split.target(index, background).to(pred)
     mask = split.mask(index)
     mask = None if mask is None else mask.to(pred)
     score = score_view(pred, target, mask, protocol, networks.ready)
-    file = f"{picture_name(index, name)}.png"
+    file, depth = f"{picture_name(index, name)}.png", None
     if folder is not None:
-        from nfc_splat.eval.pictures import to_bytes, write_png
-
-        write_png(folder / "renders" / file, to_bytes(pred))
-        write_png(folder / "gt" / file, to_bytes(target))
+        depth = _save(folder, file, drawn, target)
     if on_view is not None:
         on_view(name, score)
-    return _View(name, file, (pred.shape[1], pred.shape[0]), score, mask is not None, seconds)
+    return _View(name, file, (pred.shape[1], pred.shape[0]), score, mask is not None, seconds, depth)
+
+
+def _save(folder: Path, file: str, drawn: Rendering, target: Tensor) -> tuple[float, float] | None:
+    """Write the pictures of a view; returns what is near and far in that of its depth."""
+    from nfc_splat.eval.pictures import depth_levels, to_bytes, write_levels, write_png
+
+    write_png(folder / "renders" / file, to_bytes(drawn.color[0]))
+    write_png(folder / "gt" / file, to_bytes(target))
+    levels, depth = depth_levels(drawn.depth[0, ..., 0], drawn.alpha[0, ..., 0])
+    write_levels(folder / "depth" / file, levels)
+    return depth
+
+
+def _write_depth_ranges(folder: Path, views: Sequence[_View]) -> None:
+    from nfc_splat.eval.pictures import DEPTH_MEANING
+
+    near_far = {view.file: view.depth for view in views}
+    write_json(folder / "depth" / "depth.json", {"meaning": DEPTH_MEANING, "near_far": near_far})
 
 
 def _clock(device: torch.device) -> float:

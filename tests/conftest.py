@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from browser import browser_page, chromium  # noqa: F401  fixtures
 from data_scenes import Known
 
 from nfc_splat.rendering.kernels.threads import set_threads

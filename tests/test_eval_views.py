@@ -10,6 +10,7 @@ from PIL import Image
 
 from nfc_splat.errors import UserError
 from nfc_splat.eval.images import PROTOCOLS, psnr, ssim
+from nfc_splat.eval.pictures import depth_levels, depth_picture
 from nfc_splat.eval.views import evaluate_views, picture_name
 
 WHITE = torch.ones(3)
@@ -73,6 +74,50 @@ def test_the_files_are_there_and_agree(tmp_path):
     with Image.open(tmp_path / "contact_sheet.png") as sheet:
         assert sheet.width > 3 * 240
     assert not list(tmp_path.rglob(".*"))
+
+
+def test_depth_is_kept_as_a_picture_whose_colours_have_a_meaning(tmp_path):
+    """`Disc` is 2.5 away within its disc, and nothing is beside it."""
+    split = ToySplit(3)
+    evaluate(tmp_path, split)
+    record = json.loads((tmp_path / "depth/depth.json").read_text())
+    files = sorted(path.name for path in (tmp_path / "renders").iterdir())
+    assert sorted(record["near_far"]) == files
+    assert {"levels", "near, far", "depth"} <= set(record["meaning"])
+    drawn = Disc().eval().render(split.cameras[1], background=WHITE)
+    with Image.open(tmp_path / "depth" / files[1]) as image:
+        assert image.mode == "P"
+        levels, colors = np.asarray(image), np.asarray(image.convert("RGB"))
+    np.testing.assert_array_equal(levels > 0, drawn.alpha[0, ..., 0].numpy() >= 0.5)
+    near, far = record["near_far"][files[1]]
+    assert near == pytest.approx(2.5)
+    np.testing.assert_array_equal(colors, depth_picture(levels, (near, far), (near, far)))
+
+
+def test_levels_say_the_depth_again_to_a_254th_of_its_inverse():
+    depth = torch.linspace(2, 9, 1000).repeat(700, 1)
+    alpha = (torch.arange(700) >= 100)[:, None].expand(700, 1000).float()
+    levels, (near, far) = depth_levels(depth, alpha)
+    assert levels.shape == (234, 334)  # every third row and column
+    assert (near, far) == pytest.approx((2.14, 8.86), abs=0.02)
+    assert (levels[:34] == 0).all()
+    inverse = 1 / far + (1 / near - 1 / far) * (levels[34:] - 1.0) / 254
+    expected = np.broadcast_to(1 / depth[0, ::3].double().numpy(), inverse.shape).clip(1 / far, 1 / near)
+    np.testing.assert_allclose(inverse, expected, atol=0.51 * (1 / near - 1 / far) / 254)
+    shown = depth_picture(levels, (near, far), (near, far)).sum(-1).astype(int)
+    assert (np.diff(shown[-1]) <= 0).all()  # near is bright
+    # In a range of other pictures the same depth gets their colour.
+    others, (first, last) = depth_levels(depth + 1, alpha)
+    at = lambda picture, z: picture[-1, round((z - 2) / 7 * 333)].astype(int)  # noqa: E731
+    here = at(depth_picture(levels, (near, far), (first, last)), 5.0)
+    there = at(depth_picture(others, (first, last), (first, last)), 4.0)
+    assert np.abs(here - there).max() <= 4
+
+
+def test_a_view_of_nothing_has_no_range(tmp_path):
+    levels, near_far = depth_levels(torch.zeros(3, 4), torch.zeros(3, 4))
+    assert near_far is None
+    assert not levels.any()
 
 
 def test_the_protocol_block_says_how_the_numbers_came_about(tmp_path):

@@ -107,6 +107,8 @@ def test_the_wheel_holds_the_package_under_one_name(archives):
     }
     assert shipped == inside | mapped
     assert "nfc_splat/py.typed" in names
+    templates = (REPOSITORY / "nfc_splat" / "report" / "templates").iterdir()
+    assert {f"nfc_splat/report/templates/{path.name}" for path in templates} <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
@@ -145,10 +147,12 @@ def test_the_wheel_trains_beside_such_a_project(installed, foreign, tmp_path):
     text = run(sys.executable, "-m", "nfc_splat.train", str(scene), *words, cwd=foreign, PYTHONPATH=str(installed))
     assert "test views  PSNR" in text
     assert (tmp_path / "run" / "point_cloud.ply").is_file()
+    run(sys.executable, "-m", "nfc_splat.report", str(tmp_path / "run"), cwd=foreign, PYTHONPATH=str(installed))
+    assert "</html>" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["train", "eval", "eval images", "render", "demo", "doctor"])
+@pytest.mark.parametrize("command", ["train", "eval", "eval images", "render", "demo", "doctor", "report"])
 def test_the_wheels_commands_start_beside_such_a_project(installed, foreign, command):
     words = command.split()
     text = run(

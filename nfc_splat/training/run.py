@@ -3,7 +3,7 @@
 config.json     the resolved configuration, versions, command, commit, hardware, both step clocks
 metrics.jsonl   one line per logged step and per event, written as it goes
 checkpoints/    see `nfc_splat.training.checkpoint`
-eval/, renders/, gt/, contact_sheet.png and the exported model, once training is over
+eval/, renders/, gt/, depth/, contact_sheet.png and the exported model, once training is over
 run.lock        while a process is at work here
 """
 
@@ -38,6 +38,7 @@ _OUTPUTS = (
     "rendered",
     "renders",
     "gt",
+    "depth",
     METRICS_FILE,
     "contact_sheet.png",
     "point_cloud.ply",
@@ -50,6 +51,8 @@ _OUTPUTS = (
     "mesh.ply",
     "mesh.obj",
     "mesh.glb",
+    "mesh-eval",
+    "report.html",
     "exported",
     CONFIG_FILE,
 )
