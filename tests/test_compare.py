@@ -213,6 +213,11 @@ def test_a_stopped_comparison_goes_on_and_one_failure_does_not_end_it(tmp_path, 
     assert [bool(case["measured"]) for case in cases] == [True, True, False, False]
     assert all(case["measured"]["psnr"] > 5 for case in cases[:2])
 
+    page = Path("out/report.html").read_text()
+    assert "ball: images by regression and by classification" in page
+    assert "ball-nerf-regression-42: failed (2)" in page
+    assert f"{cases[0]['measured']['psnr']:.2f}" in page
+
     before = Path("out/results.csv").read_text().splitlines()
     assert compare([*asked, "--methods", "3dgs", "--", *SIZE]) == 0
     assert capsys.readouterr().out.count("done before") == 2

@@ -1,6 +1,7 @@
 """`python -m nfc_splat.compare SCENE...`: train every combination of methods, variants and seeds under one budget, and
 put the results into tables, plots and a report."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -73,8 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if code:
         return code
     groups = [(one, results.cases_of(one, cases, methods, options.preset)) for one in experiments]
-    _, paths = results.report(groups, failures, options.out)
-    for path in paths:
+    tables, paths = results.report(groups, failures, options.out)
+    command = f"{PROGRAM} {shlex.join(sys.argv[1:] if arguments is None else arguments)}"
+    for path in [*paths, *results.write_page(tables, paths, cases, failures, options.out, command)]:
         print(f"  wrote {path}")
     return 1 if failures else 0
 

@@ -53,6 +53,29 @@ def report(
     return tables, paths + [path for experiment, group in groups for path in _plots(experiment, group, numbers, out)]
 
 
+def write_page(
+    tables: Sequence[Table],
+    files: Sequence[Path],
+    cases: Sequence[Case],
+    failures: Mapping[str, str],
+    out: Path,
+    command: str,
+) -> list[Path]:
+    """Write the report, `report.html`, with tables and plots first; returns its path, or nothing where no run is."""
+    from nfc_splat.report import page
+    from nfc_splat.report.folder import is_reportable
+
+    runs = [case.folder for case in cases if is_reportable(case.folder)]
+    if not runs:
+        return []
+    shown = [page.Table(one.title, one.rows, tuple(range(2, len(one.rows[0]))), one.notes) for one in tables]
+    plots = [page.Plot(path.stem, path.read_text(encoding="utf-8")) for path in files if path.suffix == ".svg"]
+    notes = [f"{name}: {reason}" for name, reason in failures.items()]
+    title = "Comparison: " + ", ".join(dict.fromkeys(case.scene for case in cases))
+    options = {"tables": shown, "plots": plots, "notes": notes, "command": command}
+    return [page.write_report(runs, out / "report.html", title=title, **options)]
+
+
 def _tables(experiment: Experiment, cases: Sequence[Case], numbers: Numbers) -> list[Table]:
     """A table for each scene, and one for all."""
     scenes = list(dict.fromkeys(case.scene for case in cases))
