@@ -1,8 +1,8 @@
 """How DVGO is built and trained, in one frozen dataclass, and its presets.
 
 The defaults are the published ones (DirectVoxGO version 2, arXiv 2206.05085, and its released configurations): bounded
-scenes as for Synthetic-NeRF, unbounded ones as for Tanks and Temples. What the two have different is None here, and
-`settled` fills it in. Steps of the fine stage count from 1 at its start.
+scenes as for Synthetic-NeRF, unbounded ones as for Tanks and Temples. What the kinds have different is None here, and
+`settled` fills it in, once the scene is known. Steps of the fine stage count from 1 at its start.
 
 The published large model of bounded scenes is `--voxels 16777216 --growths 6` (256^3; --base-voxels stays 160^3).
 """
@@ -29,6 +29,8 @@ BOUNDED = dict(
     base_voxels=160**3,
     growths=4,
     alpha_init=1e-2,
+    alpha_threshold=1e-4,
+    lr_density=0.1,
     distortion=0.0,
     tv_density=0.0,
     tv_color=0.0,
@@ -39,10 +41,20 @@ UNBOUNDED = dict(
     base_voxels=320**3,
     growths=7,
     alpha_init=1e-4,
+    alpha_threshold=1e-4,
+    lr_density=0.1,
     distortion=0.01,
     tv_density=1e-6,
     tv_color=1e-7,
 )
+# By Config.defaults and whether the scene is bounded. On two cores, unbounded scenes begin with 16^3 voxels: from 64^3
+# on, as published, or with faster learning, matter close to the cameras explains the training views and no others.
+FILLED = {
+    ("published", True): BOUNDED,
+    ("published", False): UNBOUNDED,
+    ("quick", True): BOUNDED | dict(rays=2048, voxels=128**3, growths=3, alpha_threshold=1e-3, lr_density=0.2),
+    ("quick", False): UNBOUNDED | dict(rays=2048, voxels=128**3, base_voxels=128**3),
+}
 # What bounded scenes have no use for, and what it is when left out.
 UNBOUNDED_ONLY = dict(distortion=0.0, nearclip=0.0, contraction="l2", unbounded_inner_r=1.0, near_clip=None)
 # The share of alpha_threshold that acts in unbounded scenes from a step on, which is in units of grow_every.
@@ -53,7 +65,7 @@ log = logging.getLogger("nfc_splat")
 
 @dataclass(frozen=True)
 class Config:
-    """Direct voxel grid optimisation (Sun et al. 2022). None stands for what was published for the kind of scene."""
+    """Direct voxel grid optimisation (Sun et al. 2022). None stands for what suits the kind of scene."""
 
     FLAG_GROUPS: ClassVar[dict[str, str]] = {
         "steps": "dvgo scene and field",
@@ -67,15 +79,19 @@ class Config:
     bounded: Literal["auto", "yes", "no"] = "auto"
     """"yes" for an object with nothing around it (a coarse stage finds its box), "no" for scenes without end (space is
     contracted). "auto" is "yes" where the images show an object alone."""
+    defaults: Literal["published", "quick"] = "published"
+    """What None stands for below: what was published for the kind of scene, or what suits two CPU cores, which is the
+    same unless said."""
     target_encoding: Literal["auto", "none", "binary", "gray", "onehot", "thermometer"] = "auto"
     """What the colour network predicts: values ("none") or NFC's code of them. "auto" is "none" for regression and
     "binary" otherwise."""
     bf16: bool = False
     """Multiply the colour network's matrices in bfloat16."""
     voxels: int | None = None
-    """Voxels of the final grid. None is 160^3 in bounded scenes, 320^3 in unbounded ones."""
+    """Voxels of the final grid. None is 160^3 in bounded scenes, 320^3 in unbounded ones; quick: 128^3."""
     base_voxels: int | None = None
-    """Voxels of the grid whose voxel opacities are calibrated to. None is 160^3 or 320^3."""
+    """Voxels of the grid whose voxel opacities are calibrated to. None is 160^3 or 320^3; quick: 128^3 in unbounded
+    scenes."""
     coarse_voxels: int = 1_024_000
     """Voxels of the coarse stage."""
     color_channels: int = 12
@@ -85,8 +101,9 @@ class Config:
     alpha_init: float | None = None
     """Opacity of a base voxel at the start of the fine stage. None is 1e-2, or 1e-4 in unbounded scenes: there, lower
     --alpha-threshold with it, as the released code does by itself."""
-    alpha_threshold: float = 1e-4
-    """Samples with less opacity or weight are left out. Unbounded scenes begin with a twentieth of it."""
+    alpha_threshold: float | None = None
+    """Samples with less opacity or weight are left out. Unbounded scenes begin with a twentieth of it. None is 1e-4;
+    quick: 1e-3 in bounded scenes."""
     stepsize: float = 0.5
     """Length of a step along a ray in voxels. In unbounded scenes lower --alpha-threshold with it, as the
     released code does by itself."""
@@ -100,12 +117,12 @@ class Config:
     scales to the cube from -1 to 1."""
 
     rays: int | None = None
-    """Rays of a batch. None is 8192, or 4096 in unbounded scenes."""
+    """Rays of a batch. None is 8192, or 4096 in unbounded scenes; quick: 2048."""
     coarse_steps: int = 5000
     """Steps of the coarse stage, fewer than --steps; unbounded scenes have none, whatever this says."""
     growths: int | None = None
     """How often the number of voxels is doubled on its way to --voxels, from 8 or more. None is 4, or 7 in unbounded
-    scenes."""
+    scenes; quick: 3 in bounded ones."""
     grow_every: int = 1000
     """Steps of the fine stage from one doubling to the next; the unbounded thresholds follow in the same pace."""
     act_shift_decay: float = 1.0
@@ -129,8 +146,8 @@ class Config:
     """Weight of the colour features' total variation. None is 0, or 1e-7 in unbounded scenes."""
     tv_dense_until: int = 10_000
     """Step of the fine stage from which total variation only acts where there is another gradient."""
-    lr_density: float = 0.1
-    """Learning rate of the densities."""
+    lr_density: float | None = None
+    """Learning rate of the densities. None is 0.1; quick: 0.2 in bounded scenes."""
     lr_color: float = 0.1
     """Learning rate of the colour features."""
     lr_net: float = 1e-3
@@ -157,7 +174,7 @@ class Config:
             _require(self, name, getattr(self, name) > 0, "above 0")
         _require(self, "stepsize", self.stepsize >= LEAST_STEPSIZE, f"{LEAST_STEPSIZE} or more")
         _require(self, "alpha_init", self.alpha_init is None or 0 < self.alpha_init < 1, "strictly between 0 and 1")
-        _require(self, "alpha_threshold", self.alpha_threshold < 1, "below 1")
+        _require(self, "alpha_threshold", self.alpha_threshold is None or self.alpha_threshold < 1, "below 1")
         if self.bounded == "yes":  # others may have no coarse stage
             _require(self, "coarse_steps", self.coarse_steps < self.steps, f"fewer than --steps {self.steps}")
 
@@ -174,13 +191,13 @@ class Config:
 
 
 def settled(config: Config, bounded: bool) -> Config:
-    """`config` for one kind of scene, with everything published filled in.
+    """`config` for one kind of scene, with every None filled in.
 
     Raises:
         UserError: something set that the kind of scene has not, no room for the coarse stage, or too many doublings.
     """
-    published = BOUNDED if bounded else UNBOUNDED
-    values = {name: value for name, value in published.items() if getattr(config, name) is None}
+    filled = FILLED[config.defaults, bounded]
+    values = {name: value for name, value in filled.items() if getattr(config, name) is None}
     config = replace(config, bounded="yes" if bounded else "no", **values)
     most = (config.voxels // FEWEST_VOXELS).bit_length() - 1
     _require(config, "growths", config.growths <= most, f"at most {most} with --voxels {config.voxels}")
@@ -246,18 +263,14 @@ def _quick(bounded: str) -> Config:
     return Config(
         steps=3000,
         bounded=bounded,
-        voxels=128**3,
+        defaults="quick",
         coarse_voxels=50**3,
         color_channels=6,
         width=64,
-        alpha_threshold=1e-3,
-        rays=2048,
         coarse_steps=400,
-        growths=3,
         grow_every=250,
         mask_every=150,
         view_stride=4,
-        lr_density=0.2,
         lr_decay_steps=2400,
         tv_dense_until=1000,
     )

@@ -41,6 +41,17 @@ def test_published_settings():
     assert set(BOUNDED) >= set(UNBOUNDED) <= {field.name for field in fields(Config)}
 
 
+def test_quick_settings_fit_the_kind_of_scene():
+    bounded, unbounded = (settled(preset("quick"), kind) for kind in (True, False))
+    for name in ("rays", "voxels"):
+        assert getattr(bounded, name) == getattr(unbounded, name) < getattr(settled(preset("paper"), True), name)
+    assert voxels_at(bounded, 0) == 64**3
+    assert voxels_at(unbounded, 0) == 128**3 // 2**7
+    assert unbounded.base_voxels == unbounded.voxels
+    assert settled(preset("quick", growths=2, lr_density=0.3), False).growths == 2
+    assert settled(preset("quick", lr_density=0.3), False).lr_density == 0.3
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [("distortion", 0.1), ("nearclip", 0.1), ("near_clip", 0.5), ("contraction", "inf"), ("unbounded_inner_r", 2.0)],
