@@ -30,7 +30,11 @@ class DataConfig:
     """How to read a scene folder."""
 
     # What --help calls the flags from each of these on.
-    FLAG_GROUPS: ClassVar[dict[str, str]] = {"format": "data", "background": "data images and limits"}
+    FLAG_GROUPS: ClassVar[dict[str, str]] = {
+        "format": "data",
+        "train_views": "data training images",
+        "background": "data images and limits",
+    }
 
     format: Format = "auto"
     """What the scene is. "auto" finds out and says why."""
@@ -47,6 +51,10 @@ class DataConfig:
     """Where the frames' times come from. "files": what the scene's files state. "names": the order of the image names,
     for the frames of a video; images of the same name in several folders are of the same moment."""
 
+    points: Path | None = None
+    """Initial points from this file in place of the scene's own: PLY, or text with x, y, z first on each line. In the
+    scene's frame and units."""
+
     train_views: int | None = None
     """Train on this many of the training images only, spread evenly over their order; the test images stay. None for
     all of them."""
@@ -61,10 +69,6 @@ class DataConfig:
     train_noise: float = 0.0
     """Spoil the training images once, before anything is learned, by Gaussian noise of this standard deviation (colours
     are 0 to 1), clipped; the test images stay clean."""
-
-    points: Path | None = None
-    """Initial points from this file in place of the scene's own: PLY, or text with x, y, z first on each line. In the
-    scene's frame and units."""
 
     background: Literal["auto", "white", "black"] = "auto"
     """Behind transparent images. "auto": white for Blender and NSVF, else black."""
