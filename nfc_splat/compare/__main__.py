@@ -63,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Plan, train, measure, print; returns the exit code: 1 where a case failed."""
     options, passed = _parse(sys.argv[1:] if arguments is None else arguments)
     from nfc_splat.compare import results
+    from nfc_splat.compare.measured import training_images
 
     experiments = [EXPERIMENTS[name] for name in dict.fromkeys(options.experiment)]
     methods = tuple(dict.fromkeys(options.methods))
@@ -73,10 +74,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failures, code = _do(cases, options)
     if code:
         return code
+    failures |= training_images(cases)[1]
     groups = [(one, results.cases_of(one, cases, methods, options.preset)) for one in experiments]
-    tables, paths = results.report(groups, failures, options.out)
+    tables, files = results.report(groups, failures, options.out)
     command = f"{PROGRAM} {shlex.join(sys.argv[1:] if arguments is None else arguments)}"
-    for path in [*paths, *results.write_page(tables, paths, cases, failures, options.out, command)]:
+    page = options.out / f"{results.stem(groups)}.html"
+    for path in [*files, *results.write_page(tables, files, cases, failures, page, command)]:
         print(f"  wrote {path}")
     return 1 if failures else 0
 
