@@ -186,7 +186,7 @@ LINES, WIDTH = splat_lines(1)
             [line for line in LINES if "opacity" not in line and "_1" not in line],
             "lack f_dc_1, opacity, scale_1, rot_1",
         ),
-        ([*LINES[:3], *(f"property float f_rest_{i}" for i in range(1, 45))], "rot_3 and 1 more"),
+        ([*LINES[:3], *(f"property float f_rest_{i}" for i in range(1, 45))], "rot_2 and 1 more"),
         ([*LINES, *(f"property float f_rest_{i}" for i in range(44))], "44 f_rest properties, expected 0, 9, 24, 45"),
         ([*LINES[:2], "element camera 1", *LINES[3:]], "no element called vertex"),
         ([*LINES, *(f"property float f_rest_{i}" for i in range(7))], "7 f_rest properties"),
