@@ -46,7 +46,7 @@ def make_pair(run: Path, threads: int) -> dict[str, "Trainer"]:
 
     from nfc_splat.fields import gaussians
     from nfc_splat.train import scene_geometry
-    from nfc_splat.training.load import checkpoint_of, load_training_scene, scene_hash
+    from nfc_splat.training.load import checkpoint_of, load_training_scene, scene_hash, with_kept_points
     from nfc_splat.training.run import find_run, read_config
     from nfc_splat.training.state import restored_state
 
@@ -59,7 +59,7 @@ def make_pair(run: Path, threads: int) -> dict[str, "Trainer"]:
             "finished run of --method 4dgs"
         )
     config = replace(config, threads=threads, device="cpu", quiet=True, log_every=10**9)
-    scene = load_training_scene(config)
+    scene = load_training_scene(with_kept_points(config, source))
     shared = {field.name: getattr(config.model, field.name) for field in fields(gaussians.Config)}
     still = replace(gaussians.Config(**shared), refine_start=10**9, refine_stop=0, reset_every=0)
     static = replace(config, method="3dgs", model=still)

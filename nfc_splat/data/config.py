@@ -64,7 +64,7 @@ class DataConfig:
 
     points: Path | None = None
     """Initial points from this file in place of the scene's own: PLY, or text with x, y, z first on each line. In the
-    scene's frame and units."""
+    scene's frame and units. A copy stays with the run."""
 
     background: Literal["auto", "white", "black"] = "auto"
     """Behind transparent images. "auto": white for Blender and NSVF, else black."""
