@@ -27,8 +27,9 @@ demo: setup
 	$(BIN) -m nfc_splat.train $(SCENE) --out $(RUN) --overwrite
 	$(BIN) -m nfc_splat.eval images $(RUN)
 
+# Threads that wait must not spin on a core that the other process needs.
 test: setup
-	$(BIN) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	OMP_WAIT_POLICY=PASSIVE $(BIN) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 lint: setup
 	$(BIN) -m ruff check .
