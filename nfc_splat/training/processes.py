@@ -163,7 +163,8 @@ def joined() -> Iterator[Group]:
 
     Raises:
         UserError: some of torchrun's variables are there and others are not, or say what cannot be; the others cannot
-            be reached.
+            be reached; whatever the block raises.
+        FailedElsewhere: instead of the block's error, where another process had one first.
     """
     group = _announced(os.environ)
     if group.size == 1:
@@ -174,12 +175,18 @@ def joined() -> Iterator[Group]:
     # Small agreements stay on the host: nobody has to wait for a card.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
-        distributed.init_process_group(backend)
+        store, rank, size = next(distributed.rendezvous("env://"))
+        distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
     except (RuntimeError, ValueError) as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise UserError(f"the other processes cannot be reached at {where} ({error}); {HOW}") from error
     try:
         yield group
+    except UserError as error:
+        # What one cannot do the others cannot either, or not without it: one message is enough.
+        if store.add("nfc_splat/failed", 1) > 1:
+            raise FailedElsewhere(error.exit_code) from error
+        raise
     finally:
         if distributed.is_initialized():
             distributed.destroy_process_group()
