@@ -95,7 +95,7 @@ class TrainConfig:
     """Which views are measured at the end: D-NeRF's lego has another scene in its test views."""
 
     threads: int | None = None
-    """CPU threads of a process. None is every core given to it; several processes on a host divide the host's."""
+    """CPU threads of a process. None is its share of the cores given."""
 
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
