@@ -12,8 +12,8 @@ from nfc_splat.data.detect import absolute_path
 from nfc_splat.errors import UserError
 from nfc_splat.fields import find_method
 from nfc_splat.losses.nfc import EPS, EPS_LOW
-from nfc_splat.rendering.kernels.threads import available_cores
 from nfc_splat.training.plain import from_plain, to_plain
+from nfc_splat.training.processes import cores_of_process
 
 # These may change when a run is resumed: they do not touch what is learned, or the scene's hash covers them.
 FREE = {"scene", "out", "resume", "overwrite", "device", "protocol", "split"}
@@ -95,7 +95,7 @@ class TrainConfig:
     """Which views are measured at the end: D-NeRF's lego has another scene in its test views."""
 
     threads: int | None = None
-    """CPU threads. None is every core given to this process."""
+    """CPU threads of a process. None is its share of the cores given."""
 
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
@@ -175,6 +175,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
     name = scene.parent.name if scene.is_file() else scene.name
     points = config.data.points
     data = config.data if points is None else replace(config.data, points=absolute_path(points))
+    cores = cores_of_process()
     out = config.out or Path("runs") / f"{name}-{method.name}-{config.loss}"
     return replace(
         config,
@@ -186,7 +187,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
         data=data,
         device=device,
         model=_settle_encoding(config, method.name),
-        threads=min(config.threads or available_cores(), available_cores()),
+        threads=min(config.threads or cores, cores),
     )
 
 

@@ -100,6 +100,16 @@ class RunFolder:
             self._metrics = None
 
 
+class OthersRun(RunFolder):
+    """A run folder that another process writes: only read here."""
+
+    def start_metrics(self, step: int) -> None:
+        pass
+
+    def log(self, record: dict[str, Any]) -> None:
+        pass
+
+
 @contextmanager
 def open_run(config: TrainConfig, source: RunSource | None) -> Iterator[RunFolder]:
     """Take `config.out` for this process, ready to be written.
@@ -196,12 +206,13 @@ def is_run(folder: Path) -> bool:
     return (folder / CONFIG_FILE).is_file() and (folder / "checkpoints").is_dir()
 
 
-def write_record(config: TrainConfig, scene: dict[str, Any]) -> None:
+def write_record(config: TrainConfig, scene: dict[str, Any], processes: int = 1) -> None:
     """Write `config.json` into the run folder; what an earlier process wrote there moves into its "earlier" list.
 
     Args:
         config: resolved.
         scene: what is known of the data, ready for JSON.
+        processes: how many train together.
     """
     path = config.out / CONFIG_FILE
     earlier = []
@@ -220,6 +231,7 @@ def write_record(config: TrainConfig, scene: dict[str, Any]) -> None:
         "commit": _commit(),
         "versions": machine.versions(),
         "hardware": machine.hardware(),
+        "processes": processes,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "earlier": earlier,
     }
@@ -238,6 +250,14 @@ def read_config(folder: Path) -> TrainConfig:
         schema = record.get("schema") if isinstance(record, dict) else None
         raise UserError(f"{path}: run schema {schema!r}, this version reads {SCHEMA}")
     return config_from_plain(record.get("train"), str(path))
+
+
+def processes_of(folder: Path) -> int:
+    """How many processes trained the run in `folder` together, when it was last begun or continued."""
+    found = read_json(folder / CONFIG_FILE).get("processes", 1)
+    if not isinstance(found, int) or found < 1:
+        raise UserError(f"{folder / CONFIG_FILE}: processes is {found!r}, expected a whole number of at least 1")
+    return found
 
 
 def _commit() -> str | None:
