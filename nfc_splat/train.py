@@ -51,6 +51,7 @@ def train(config: "TrainConfig") -> int:
     from nfc_splat.training.run import find_run, open_run, write_record
     from nfc_splat.training.saving import Saver
     from nfc_splat.training.trainer import Trainer
+    from nfc_splat.view.watching import watching
 
     _show_log(config.quiet)
     set_threads(config.threads)
@@ -63,13 +64,14 @@ def train(config: "TrainConfig") -> int:
     views = scene.splits["train"]
     geometry = scene_geometry(scene, config.device)
     source = find_run(Path(config.resume)) if config.resume else None
-    with open_run(config, source) as run:
+    with watching(config, scene) as watchers, open_run(config, source) as run:
         state, saved_step = _begin(config, geometry, fingerprint, source)
         write_record(config, load.describe_scene(scene, fingerprint, config.data))
         run.start_metrics(state.step)
         saver = Saver(config, run, geometry, fingerprint, saved_step)
         batches = Batches(views, scene.background, config.device)
-        trainer = Trainer(config, batches, state, saver, run, _observers(config, scene, run))
+        observers = [*_observers(config, scene, run), *watchers]
+        trainer = Trainer(config, batches, state, saver, run, observers)
         try:
             code = trainer.fit()
         except torch.cuda.OutOfMemoryError as error:

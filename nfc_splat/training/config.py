@@ -17,7 +17,7 @@ from nfc_splat.training.plain import from_plain, to_plain
 
 # These may change when a run is resumed: they do not touch what is learned, or the scene's hash covers them.
 FREE = {"scene", "out", "resume", "overwrite", "device", "protocol", "split"}
-FREE |= {"threads", "quiet", "log_every", "curve_points", "checkpoints"}
+FREE |= {"threads", "quiet", "log_every", "curve_points", "checkpoints", "view", "view_port"}
 AUTO_METHOD, AUTO_MOVING_METHOD = "3dgs", "4dgs"  # what --method auto means, for scenes that stand still and others
 Preset = Literal["auto", "quick", "paper", "paper-original"]
 FREE_DATA = {"format", "points", "allow_missing", "allow_external_paths", "max_pixels", "image_cache_gb"}
@@ -106,6 +106,12 @@ class TrainConfig:
 
     quiet: bool = False
     """Print only errors and the final result."""
+
+    view: bool = False
+    """Show the training in a browser. It changes nothing that is learned."""
+
+    view_port: int | None = None
+    """Port of --view. None is the first free one from 8080 on."""
 
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
     data: DataConfig = field(default_factory=DataConfig)
