@@ -222,6 +222,8 @@ def _check(config: TrainConfig) -> None:
         raise UserError(
             f"--loss-weight {config.loss_weight}: has no effect with --loss regression; add --loss classification"
         )
+    if config.view_port is not None and not config.view:
+        raise UserError(f"--view-port {config.view_port}: has no effect without --view; add it")
     for flag, value, least in (
         ("--loss-weight", 1 if config.loss_weight is None else config.loss_weight, 0),
         ("--photometric-weight", config.photometric_weight, 0),

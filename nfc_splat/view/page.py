@@ -36,7 +36,7 @@ SPLATS = "splats"
 LONGEST = 1000  # side of the pictures that a model draws
 MOST_VISITORS = 16
 _TRAIN, _OTHER = (60, 110, 200), (230, 120, 30)  # frusta of training views and of those held out
-_NOWHERE = "(nowhere)"
+_NOWHERE = "(choose)"
 _CLOSE = 6  # times its length: a frustum that is nearer would hide the rest
 
 
@@ -159,6 +159,7 @@ class Viewer:
         gui, subject = self._server.gui, self._subject
         # viser fades its canvas in over five frames once an environment is there, which is long in slow browsers.
         self._server.scene.configure_environment_map(None)
+        self._server.scene.configure_default_lights(True, cast_shadow=False)
         gui.configure_theme(show_logo=False, show_share_button=False, control_width="medium")
         self._status = gui.add_text("model", "", disabled=True)
         modes = (SPLATS, *MODES) if subject.splats else MODES
@@ -244,6 +245,8 @@ class Viewer:
             client.camera.position = pose.position
             client.camera.wxyz = pose.wxyz
             client.camera.fov = pose.fov
+        if self._time is not None:
+            self._time.value = float(self._views[index].camera.times[0])
         if (visitor := self._visitors.get(client.client_id)) is not None:
             self._moved(visitor)
 

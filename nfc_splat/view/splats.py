@@ -22,7 +22,10 @@ _LARGEST = 6.0e4  # a covariance travels in half precision
 
 
 class SplatArrays(NamedTuple):
-    """What viser asks for, float32: centers [N, 3], covariances [N, 3, 3]; in [0, 1] rgbs [N, 3] and opacities [N, 1]."""
+    """What viser asks for, float32.
+
+    centers [N, 3], covariances [N, 3, 3], rgbs [N, 3] and opacities [N, 1], both in [0, 1].
+    """
 
     centers: np.ndarray
     covariances: np.ndarray

@@ -75,6 +75,7 @@ def watching(config: "TrainConfig", scene: "Scene") -> "Iterator[list[Observer]]
     from nfc_splat.fields import find_method
     from nfc_splat.fields.gaussians import Model
 
+    address.load_viser()
     method = find_method(config.method)
     splats = issubclass(method.load().Model, Model)
     title = f"{scene.name}, {config.method}, {config.loss}"
