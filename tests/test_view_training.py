@@ -9,9 +9,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 import training_toy
+from dvgo_toys import toy_config
 from eval_toys import write_blender_scene
 from moving_toys import moving_config, write_moving_scene
-from view_toys import Visitor, dvgo_toy
+from view_toys import Visitor
 
 from nfc_splat.errors import UserError
 from nfc_splat.fields import METHODS
@@ -52,10 +53,11 @@ def spying(mode, monkeypatch):
 MODELS = {
     "3dgs": dict(init_points=200, max_primitives=300, steps=30),
     "4dgs": vars(moving_config(steps=30, coarse_steps=12)),
-    "dvgo": vars(dvgo_toy()),
+    "dvgo": vars(toy_config(steps=80)),
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "mode"), [("3dgs", "splats"), ("3dgs", "normal"), ("4dgs", "splats"), ("dvgo", "normal")]
 )
@@ -70,10 +72,10 @@ def test_a_watched_training_learns_the_same_bits(tmp_path, monkeypatch, capsys, 
         tensors.append(newest_checkpoint(tmp_path / out / "checkpoints").tensors)
     assert tensors[0].keys() == tensors[1].keys()
     assert all(torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[0])
-    assert len(visitor().pictures) > 5
-    assert (visitor().splats is not None) == (mode == "splats")
     if mode == "splats":
         assert len(visitor().splats.centers) > 20
+    else:
+        assert len(visitor().pictures) > 5
     assert "viewer: http://127.0.0.1:" in capsys.readouterr().out
 
 

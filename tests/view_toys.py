@@ -1,15 +1,20 @@
 """What the viewer's tests look at, and a visitor without a browser."""
 
-from contextlib import nullcontext
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import numpy as np
 import torch
-from dvgo_toys import toy_config as dvgo_config
 from splat_toys import toy_config
 
+from nfc_splat.data import Scene
 from nfc_splat.fields import gaussians
 from nfc_splat.fields.gaussians import SH_C0
+from nfc_splat.rendering import SceneModel
+from nfc_splat.view.address import choose_port
+from nfc_splat.view.page import Subject, Viewer
 
 
 def ball_of_gaussians(count: int = 400, *, degree: int = 0) -> gaussians.Model:
@@ -27,10 +32,6 @@ def ball_of_gaussians(count: int = 400, *, degree: int = 0) -> gaussians.Model:
         "shN": torch.zeros(count, (degree + 1) ** 2 - 1, 3),
     }
     return gaussians.Model(toy_config(sh_degree=degree), tensors, degree).eval()
-
-
-def dvgo_toy() -> object:
-    return dvgo_config(steps=60, coarse_steps=25, lr_decay_steps=60, growths=1, tv_dense_until=25)
 
 
 class Visitor:
@@ -53,3 +54,38 @@ class Visitor:
 
     def take(self, pixels: np.ndarray, **_: object) -> None:
         self.pictures.append(pixels)
+
+
+class Rising(gaussians.Model):
+    """Gaussians that rise by a unit while time passes."""
+
+    def splats_at(self, time: float) -> dict[str, torch.Tensor]:
+        splats = self.splats()
+        return splats | {"means": splats["means"] + time * torch.tensor([0.0, 0, 1])}
+
+    def render(self, cameras, pixels=None, *, background):
+        return self.draw(self.splats_at(cameras.times[0]), cameras, pixels, background)
+
+
+@contextmanager
+def served(model: SceneModel, scene: Scene, **changes: object) -> Iterator[Viewer]:
+    """A viewer of `model` at a free port, kept busy by a thread."""
+    splats = isinstance(model, gaussians.Model)
+    points = model.means.detach() if splats else None
+    settings = {"title": "ball, toy", "folder": None, "splats": splats, "moves": False, "points": points}
+    viewer = Viewer(Subject(scene, **(settings | changes)), "127.0.0.1", choose_port("127.0.0.1", None))
+    ended = threading.Event()
+
+    def work() -> None:
+        while not ended.is_set():
+            if not viewer.work(model):
+                viewer.wait(0.05)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield viewer
+    finally:
+        ended.set()
+        thread.join()
+        viewer.close()

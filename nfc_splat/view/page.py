@@ -123,11 +123,13 @@ class Viewer:
     def work(self, model: "SceneModel") -> bool:
         """Do one piece of what visitors wait for, in about a tenth of a second; False when nothing is left to do."""
         visitors = sorted(list(self._visitors.values()), key=lambda visitor: visitor.shown)
-        if visitors and self._splats_stale and self._mode.value == SPLATS:
-            self._splats_stale = False
-            self._send_splats(model)
+        if any(self._advance(visitor, model) for visitor in visitors):
             return True
-        return any(self._advance(visitor, model) for visitor in visitors)
+        if not (visitors and self._splats_stale and self._mode.value == SPLATS):
+            return False
+        self._splats_stale = False
+        self._send_splats(model)
+        return True
 
     def wait(self, seconds: float) -> None:
         """Return when a visitor wants something, or after `seconds`."""
@@ -138,7 +140,8 @@ class Viewer:
         """Show the model anew; `said` is about it, such as the step."""
         self._splats_stale = True
         self._status.value = said
-        self._restart()
+        if self._mode.value != SPLATS:
+            self._restart()
 
     def close(self) -> None:
         """Stop listening."""
