@@ -25,8 +25,8 @@ from nfc_splat.train import train
 from nfc_splat.training.load import load_run
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-WIDTH, HEIGHT = 420, 560
-FREE = slice(HEIGHT // 2, None)  # rows below the controls
+WIDTH, HEIGHT = 600, 420
+FREE = slice(215, None), slice(150, 450)  # below the controls, where the ball is
 pytestmark = pytest.mark.slow
 
 
@@ -55,11 +55,12 @@ def difference(picture, other):
     return float(np.abs(picture - other).mean())
 
 
-def shows(page, expected, most=0.03, seconds=100):
-    """Wait until the page shows the picture `expected`; the last screenshot."""
+def shows(page, expected, most=0.01, seconds=100):
+    """Wait until the page shows the picture `expected`, whose mean error may be `most`; the last screenshot."""
+    assert difference(expected, 1.0) > 10 * most  # an empty page would be farther away
     until = time.monotonic() + seconds
     while difference(picture := seen(page), expected) > most and time.monotonic() < until:
-        time.sleep(0.2)
+        time.sleep(0.5)
     assert difference(picture, expected) < most
     return picture
 
@@ -88,12 +89,12 @@ def test_splats_are_drawn_by_the_browser(visit, ball):
     with served(model, scene) as viewer:
         visited = visit(f"http://127.0.0.1:{viewer._server.get_port()}")
         page = visited.page
-        with_cameras = shows(page, own(viewer, model, scene.background), most=0.06)
+        shows(page, own(viewer, model, scene.background))
         page.get_by_label("cameras", exact=True).click()
         picture = shows(page, own(viewer, model, scene.background))
         assert picture.std() > 0.15
         assert picture[-1].min() > 0.98  # the scene's white lies behind
-        assert difference(with_cameras, picture) > 1e-4
+        assert len(viewer._frusta) == 10
         assert viewer._mode.value == "splats"
         choose(page, "show", "error")
         page.get_by_text("PSNR").or_(page.locator("input[value^=PSNR]")).wait_for()
@@ -107,12 +108,12 @@ def test_the_time_slider_moves_what_moves(visit, tmp_path):
     with served(model, scene, moves=True) as viewer:
         visited = visit(f"http://127.0.0.1:{viewer._server.get_port()}")
         viewer._cameras.value = False
-        first = shows(visited.page, own(viewer, model, scene.background, 0.0), most=0.05)
+        first = shows(visited.page, own(viewer, model, scene.background, 0.0))
         visited.page.get_by_role("slider").focus()
         visited.page.keyboard.press("End")
         risen = own(viewer, model, scene.background, 1.0)
-        assert difference(first, risen) > 0.06
-        shows(visited.page, risen, most=0.05)
+        assert difference(first, risen) > 0.1
+        shows(visited.page, risen)
         assert complaints(visited) == []
 
 
@@ -134,12 +135,12 @@ def test_the_command_shows_a_field_and_ends_with_ctrl_c(visit, dvgo):
         page.get_by_label("cameras", exact=True).click()
         run = load_run(dvgo)
         expected = at_the_first_view(run)
-        picture = shows(page, expected, most=0.02)
+        picture = shows(page, expected)
         assert picture.std() > 0.15
         choose(page, "show", "depth")
         until = time.monotonic() + 100
         while difference(depth := seen(page), picture) < 0.1 and time.monotonic() < until:
-            time.sleep(0.2)
+            time.sleep(0.5)
         assert len(np.unique((255 * depth).round().reshape(-1, 3), axis=0)) > 100
         assert complaints(visited) == []
         process.send_signal(signal.SIGINT)

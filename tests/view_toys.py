@@ -31,7 +31,7 @@ def ball_of_gaussians(count: int = 400, *, degree: int = 0) -> gaussians.Model:
         "sh0": (0.5 * torch.sin(3 * means) / SH_C0)[:, None],
         "shN": torch.zeros(count, (degree + 1) ** 2 - 1, 3),
     }
-    return gaussians.Model(toy_config(sh_degree=degree), tensors, degree).eval()
+    return gaussians.Model(toy_config(sh_degree=degree, backend="auto"), tensors, degree).eval()
 
 
 class Visitor:
