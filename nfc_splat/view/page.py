@@ -37,7 +37,7 @@ LONGEST = 1000  # side of the pictures that a model draws
 MOST_VISITORS = 16
 _TRAIN, _OTHER = (60, 110, 200), (230, 120, 30)  # frusta of training views and of those held out
 _NOWHERE = "(choose)"
-_CLOSE = 6  # times its length: a frustum that is nearer would hide the rest
+_CLOSE = 3.5  # times its length: a frustum that is nearer would hide the rest
 
 
 @dataclass(frozen=True, eq=False)
