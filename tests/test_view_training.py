@@ -29,7 +29,7 @@ def ball(tmp_path):
 
 
 def spying(mode, monkeypatch):
-    """Lets a visitor in that wants `mode` as soon as there is a viewer, which then works after every step; gives a
+    """Lets a visitor in that wants `mode` as soon as there is a viewer, which then works every few steps; gives a
     function that returns the visitor."""
     visitors = []
 
@@ -45,22 +45,20 @@ def spying(mode, monkeypatch):
             super().close()
 
     monkeypatch.setattr(watching, "Viewer", Watched)
-    monkeypatch.setattr(watching, "LONGEST_PAUSE", 0.0)
-    monkeypatch.setattr(watching, "REFRESH_SECONDS", 0.0)
+    monkeypatch.setattr(watching, "LONGEST_PAUSE", 0.05)
+    monkeypatch.setattr(watching, "REFRESH_SECONDS", 0.1)
     return lambda: visitors[0]
 
 
 MODELS = {
-    "3dgs": dict(init_points=200, max_primitives=300, steps=30),
-    "4dgs": vars(moving_config(steps=30, coarse_steps=12)),
+    "3dgs": dict(init_points=200, max_primitives=300, steps=25),
+    "4dgs": vars(moving_config(steps=20, coarse_steps=8)),
     "dvgo": vars(toy_config(steps=80)),
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("method", "mode"), [("3dgs", "splats"), ("3dgs", "normal"), ("4dgs", "splats"), ("dvgo", "normal")]
-)
+@pytest.mark.parametrize(("method", "mode"), [("3dgs", "normal"), ("4dgs", "splats"), ("dvgo", "color")])
 def test_a_watched_training_learns_the_same_bits(tmp_path, monkeypatch, capsys, ball, method, mode):
     scene = write_moving_scene(tmp_path / "disc") if method == "4dgs" else ball
     visitor = spying(mode, monkeypatch)
@@ -75,7 +73,7 @@ def test_a_watched_training_learns_the_same_bits(tmp_path, monkeypatch, capsys, 
     if mode == "splats":
         assert len(visitor().splats.centers) > 20
     else:
-        assert len(visitor().pictures) > 5
+        assert len(visitor().pictures) > 2
     assert "viewer: http://127.0.0.1:" in capsys.readouterr().out
 
 

@@ -163,6 +163,7 @@ class Viewer:
         # viser fades its canvas in over five frames once an environment is there, which is long in slow browsers.
         self._server.scene.configure_environment_map(None)
         self._server.scene.configure_default_lights(True, cast_shadow=False)
+        self._server.scene.add_light_ambient("/light", intensity=0.8)
         gui.configure_theme(show_logo=False, show_share_button=False, control_width="medium")
         self._status = gui.add_text("model", "", disabled=True)
         modes = (SPLATS, *MODES) if subject.splats else MODES
