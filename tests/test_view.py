@@ -14,11 +14,13 @@ from nfc_splat.data import load_scene
 from nfc_splat.errors import UserError
 from nfc_splat.eval.images import psnr
 from nfc_splat.eval.pictures import error_picture, to_bytes
+from nfc_splat.fields.gaussians import write_gaussians
 from nfc_splat.rendering import Rendering
 from nfc_splat.rendering.march import MarchedModel
 from nfc_splat.view import address, items
 from nfc_splat.view.__main__ import main
 from nfc_splat.view.drawn import Pace, Photograph, Wish, drawing, in_window, normals_from_depth, sizes
+from nfc_splat.view.page import Viewer
 from nfc_splat.view.space import SIZE, Frame, first_view
 from nfc_splat.view.splats import covariance_matrices, splat_arrays
 
@@ -392,6 +394,20 @@ def test_wrong_input_is_one_line(tmp_path, taken, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "viser", None)
     with pytest.raises(UserError, match=r"pip install 'nfc-splat\[view\]'"):
         main([str(tmp_path)])
+
+
+def test_another_tools_gaussians_are_shown_under_their_name(scene, tmp_path, monkeypatch, capsys):
+    write_gaussians(tmp_path / "other.ply", ball_of_gaussians(30).splats(), False)
+    seen = []
+
+    def look(viewer, model):
+        seen.append((viewer._status.value, len(model.means), viewer._mode.options))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Viewer, "work", look)
+    assert main([str(tmp_path / "other.ply"), "--scene", str(scene.root), "--device", "cpu"]) == 0
+    assert seen == [("other.ply, 30 primitives", 30, ("splats", "color", "depth", "normal", "error"))]
+    assert capsys.readouterr().out.endswith("viewer closed\n")
 
 
 def test_without_a_name_the_ssh_line_says_so(monkeypatch):

@@ -60,8 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     viewer = Viewer(_subject(run, options), options.host, port)
     for line in address.introduction(options.host, port):
         print(line, flush=True)
+    viewer.model_changed(_said(run, options))
     try:
-        show(viewer, run)
+        while True:
+            if not viewer.work(run.model):
+                viewer.wait(1.0)
     except KeyboardInterrupt:
         print("viewer closed")
     finally:
@@ -69,14 +72,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def show(viewer, run: "LoadedRun") -> None:
-    """Serve visitors for ever."""
+def _said(run: "LoadedRun", options: ViewConfig) -> str:
+    """A line about the model."""
+    from nfc_splat.chosen_run import is_splat_file
     from nfc_splat.view.watching import describe
 
-    viewer.model_changed(describe(run.step, run.config.steps, run.model.primitives))
-    while True:
-        if not viewer.work(run.model):
-            viewer.wait(1.0)
+    if is_splat_file(options.run):
+        return f"{options.run.name}, {run.model.primitives:,} primitives"
+    return describe(run.step, run.config.steps, run.model.primitives)
 
 
 def _subject(run: "LoadedRun", options: ViewConfig) -> "Subject":
