@@ -40,7 +40,7 @@ setup: .venv/installed
 # Written last, so that an interrupted installation is taken up again.
 .venv/installed: pyproject.toml .venv/constraints.txt
 	@echo "installing $(TORCH), open3d and the rest into .venv; this takes minutes"
-	$(BIN) -m pip install --quiet --constraint .venv/constraints.txt --editable '.[geometry,dev]'
+	$(BIN) -m pip install --quiet --constraint .venv/constraints.txt --editable '.[geometry,view,dev]'
 	@touch $@
 	@echo "ready: $(BIN)"
 

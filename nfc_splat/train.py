@@ -64,6 +64,7 @@ def train(config: "TrainConfig", group: "Group | None" = None) -> int:
     from nfc_splat.training.run import find_run
     from nfc_splat.training.saving import Saver
     from nfc_splat.training.trainer import Trainer
+    from nfc_splat.view.watching import watching
 
     group = group or ALONE
     if not group.first:
@@ -84,13 +85,14 @@ def train(config: "TrainConfig", group: "Group | None" = None) -> int:
         _introduce_processes(config, geometry, source, group)
     with ExitStack() as stack:
         with group.together():
+            watchers = stack.enter_context(watching(config, scene)) if group.first else []
             run = stack.enter_context(_opened(config, source, group))
             state = _begin(config, geometry, fingerprint, source)
         saved_step = _record(config, load.describe_scene(scene, fingerprint, config.data), state.step, source, group)
         run.start_metrics(state.step)
         saver = Saver(config, run, geometry, fingerprint, saved_step, group)
         batches = Batches(views, scene.background, config.device, group)
-        observers = _observers(config, scene, run) if group.first else []
+        observers = [*_observers(config, scene, run), *watchers] if group.first else []
         trainer = Trainer(config, batches, state, saver, run, observers, group)
         try:
             code = trainer.fit()

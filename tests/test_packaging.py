@@ -18,9 +18,10 @@ PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-
 
 
 def requirements() -> list[str]:
-    """What the Makefile installs: the base and the extras that it names."""
+    """What is pinned: what the Makefile installs, the base and the extras that it names, and videos."""
     extras = PROJECT["optional-dependencies"]
-    return [*PROJECT["dependencies"], *extras["geometry"], *extras["dev"]]
+    chosen = (name for extra in ("geometry", "view", "video", "dev") for name in extras[extra])
+    return [*PROJECT["dependencies"], *chosen]
 
 
 def pins() -> dict[str, str]:
@@ -40,7 +41,7 @@ def test_every_direct_dependency_is_pinned_within_its_range():
 
 
 def test_the_makefile_installs_the_extras_that_are_pinned():
-    assert "--editable '.[geometry,dev]'" in (REPOSITORY / "Makefile").read_text(encoding="utf-8")
+    assert "--editable '.[geometry,view,dev]'" in (REPOSITORY / "Makefile").read_text(encoding="utf-8")
 
 
 def test_the_licence_is_the_whole_apache_licence():
@@ -155,7 +156,7 @@ def test_the_wheel_trains_beside_such_a_project(installed, foreign, tmp_path):
 @pytest.mark.slow
 def test_the_wheels_commands_start_beside_such_a_project(installed, foreign):
     """As `python -m` starts them, but in one process: torch is loaded once."""
-    commands = ["train", "eval", "eval images", "render", "demo", "doctor", "report", "export", "compare"]
+    commands = ["train", "eval", "eval images", "render", "demo", "doctor", "report", "export", "compare", "view"]
     code = f"""
 import runpy, sys
 for command in {commands}:

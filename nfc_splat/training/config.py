@@ -17,7 +17,7 @@ from nfc_splat.training.processes import cores_of_process
 
 # These may change when a run is resumed: they do not touch what is learned, or the scene's hash covers them.
 FREE = {"scene", "out", "resume", "overwrite", "device", "protocol", "split"}
-FREE |= {"threads", "quiet", "log_every", "curve_points", "checkpoints"}
+FREE |= {"threads", "quiet", "log_every", "curve_points", "checkpoints", "view", "view_port"}
 AUTO_METHOD, AUTO_MOVING_METHOD = "3dgs", "4dgs"  # what --method auto means, for scenes that stand still and others
 Preset = Literal["auto", "quick", "paper", "paper-original"]
 FREE_DATA = {"format", "points", "allow_missing", "allow_external_paths", "max_pixels", "image_cache_gb"}
@@ -106,6 +106,12 @@ class TrainConfig:
 
     quiet: bool = False
     """Print only errors and the final result."""
+
+    view: bool = False
+    """Show the training in a browser. It changes nothing that is learned."""
+
+    view_port: int | None = None
+    """Port of --view. None is the first free one from 8080 on."""
 
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -217,6 +223,8 @@ def _check(config: TrainConfig) -> None:
         raise UserError(
             f"--loss-weight {config.loss_weight}: has no effect with --loss regression; add --loss classification"
         )
+    if config.view_port is not None and not config.view:
+        raise UserError(f"--view-port {config.view_port}: has no effect without --view; add it")
     for flag, value, least in (
         ("--loss-weight", 1 if config.loss_weight is None else config.loss_weight, 0),
         ("--photometric-weight", config.photometric_weight, 0),
