@@ -59,7 +59,7 @@ EIKONAL_RADIUS = 1.2
 WEIGHT_THRESHOLD = 1e-4  # of a sample's share of its pixel, below which its colour is left out, with even steps
 REACH = 5.0  # over s: beyond this distance the sigmoid is within e^-5 of its end
 FOUND_SHARPNESS = 0.5  # v, at least, of a surface that starts from a shape
-ROWS_AT_ONCE = 2**16
+ROWS_AT_ONCE = 2**15  # points; the published networks take about 16 KB for the colour of each
 EXPORT_CELLS = 160  # along an axis, for the point cloud
 BYTES_PER_ACTIVATION = 12  # of drawing a sample: value, slope and a temporary
 

@@ -413,7 +413,10 @@ def _check_size(config: Config, counts: Sequence[int]) -> None:
     )
     text = " + ".join(f"{count:,}" for count in counts)
     megabytes = last * BYTES_PER_NUMBER / 2**20
-    log.info("tensors: %s, %s numbers, after the last growth %s (%.0f MB in training)", text, first, last, megabytes)
+    log.info(
+        "tensors: %s, %s numbers, after the last growth %s (%s MB in training)",
+        *(text, f"{first:,}", f"{last:,}", f"{megabytes:,.0f}"),
+    )
     if last > config.max_parameters or max(counts) > MOST_TENSORS:
         thick = "few images leave thick geometry; raise --geometry-threshold"
         remedy = f"{thick} (now {config.geometry_threshold:g})" if config.geometry == "coarse" else "give fewer points"

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -242,7 +243,9 @@ def test_too_many_tensors_are_an_error_before_there_are_any(caplog):
         pytest.raises(UserError, match="fewer points, or --spacings"),
     ):
         placed(config)
-    assert "numbers, after the last growth" in caplog.text
+    assert re.search(
+        r"tensors: \d+ \+ \d+, \d,\d{3} numbers, after the last growth \d\d?,\d{3} \(\d+ MB in training\)", caplog.text
+    )
     coarse = Model(toy_config(max_parameters=1000), choose_region(config, ball_geometry()))
     with pytest.raises(UserError, match=r"--max-parameters.*raise --geometry-threshold \(now 0.01\)"):
         coarse.place(torch.randn(500, 3))
