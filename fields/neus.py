@@ -6,7 +6,9 @@ points, an occupancy grid that follows the surface, and a first stage that finds
 (`shape_from_density`). The base loss is L1.
 
 Differences from both implementations: transmittance is the product of 1 - alpha (there 1 - alpha + 1e-7); the field is
-not contracted outside of its region, where no ray asks for it; nothing is drawn nearer than 0.05 radii.
+not contracted outside of its region, where no ray asks for it; nothing is drawn nearer than 0.05 radii. And from
+SDFStudio's: where its files name the depth range as what ends rays (`collider_type` "near_far"), it takes all samples
+between these two depths, and here they are still taken where the ray crosses the region.
 
 Symbols: R rays, M samples, K of them in the region and B behind it, F features, L logits per colour channel. Local
 coordinates and lengths are in radii of the region.
