@@ -7,7 +7,7 @@ import numpy as np
 
 from nfc_splat.errors import UserError
 from nfc_splat.eval import dtu
-from nfc_splat.eval.geometry import Evaluation, nearest_distances, score_distances, without_normals
+from nfc_splat.eval.geometry import Evaluation, empty_score, nearest_distances, score_distances, without_normals
 from nfc_splat.eval.preparation import NOT_MEASURED, Prepared, apply_step, load_surfaces, move_to_truth
 from nfc_splat.eval.protocols import Protocol, SceneGeometry
 from nfc_splat.eval.surface import Samples, Surface, sample_surface
@@ -63,24 +63,32 @@ def evaluate_dtu(
         raise UserError("--protocol dtu needs ObsMask and Plane files: give --scene, DTU's folder that holds ObsMask/")
     scan = scene.scan or dtu.scan_number(gt if not isinstance(gt, Surface) else "the truth")
     observed = dtu.read_observed(scene.folder, scan)
-    prepared = load_surfaces(pred, gt, scene)
+    prepared = load_surfaces(pred, gt, scene, force=force)
     move_to_truth(prepared, scene.to_world, force=force)
     if scene.masked_views is not None:
         facts = {"masks": len(scene.masked_views[0]), "dilation": dtu.DILATION}
         apply_step(
-            prepared, "mask culling", facts, False, lambda s: dtu.cull_by_masks(s, *scene.masked_views), truth=False
+            prepared, "mask culling", facts, force, lambda s: dtu.cull_by_masks(s, *scene.masked_views), truth=False
         )
-    points = dtu.thin_to_radius(dtu.mesh_points(prepared.pred), seed=seed)
+    empty = prepared.pred.is_empty
+    points = np.empty((0, 3)) if empty else dtu.thin_to_radius(dtu.mesh_points(prepared.pred), seed=seed)
     near = points[dtu.in_observed_box(points, observed)]
     counted = near[dtu.in_observation_mask(near, observed)]
     truth = prepared.gt.vertices
     above = truth[dtu.above_ground(truth, observed)]
-    if not len(counted) or not len(above):
-        which = "the prediction is in the observation mask" if not len(counted) else "the truth is above the ground"
-        raise UserError(f"scan {scan}: nothing of {which}; check the frame, lengths are in millimetres")
+    if not len(above):
+        raise UserError(f"scan {scan}: nothing of the truth is above the ground; check the frame, lengths are in mm")
+    if not len(counted) and not empty:
+        problem = f"scan {scan}: nothing of the prediction is in the observation mask"
+        if not force:
+            raise UserError(f"{problem}; check the frame, lengths are in mm, or have it counted as zero with --force")
+        prepared.notes.append(f"{problem}: {NOT_MEASURED}")
     parts = {"points": len(points), "in_box": len(near), "in_mask": len(counted), "truth_above_ground": len(above)}
     spacing = {"per_mesh": len(points), "of_clouds": "all points", "repeats": 1, "seed": seed}
     prepared.record |= {"samples": spacing, "observed": {"scan": scan, **parts}, "dropped_beyond": dtu.FARTHEST}
+    if not len(counted):
+        metrics = prepared.summarize([empty_score(protocol.thresholds)], protocol.thresholds, None, protocol)
+        return Evaluation(metrics, Surface(counted), Surface(above), None, Samples(above))
     sides = Samples(counted), Samples(truth), Samples(above), Samples(near)
     to_gt, to_pred = nearest_distances(*sides[:2]), nearest_distances(*sides[2:])
     score = score_distances(to_gt, to_pred, protocol.thresholds, drop_beyond=dtu.FARTHEST) | without_normals()
