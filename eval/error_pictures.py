@@ -31,13 +31,16 @@ _RAMP = (
     (0.75, (194, 32, 60)),
     (1.00, (74, 6, 76)),
 )
-# Names and directions of looking, z up; from both ends, or a ceiling and the back of what stands along y would not be
-# seen.
-VIEWS = {
-    "along -x -y -z": (-1.0, -1.3, -0.9),
-    "along +x +y -z": (1.0, 1.3, -0.9),
-    "along -z": (0.0, 1e-3, -1.0),
-    "along +z": (0.0, -1e-3, 1.0),
+# Directions of looking, z up; from both ends, or a ceiling and the back of what stands along y would not be seen.
+VIEWS = ((-1.0, -1.3, -0.9), (1.0, 1.3, -0.9), (0.0, 1e-3, -1.0), (0.0, -1e-3, 1.0))
+# For every axis that may be up, the three that x, y and z of `VIEWS` become.
+UPRIGHT = {
+    "x": ((0, 1, 0), (0, 0, 1), (1, 0, 0)),
+    "-x": ((0, 1, 0), (0, 0, -1), (-1, 0, 0)),
+    "y": ((1, 0, 0), (0, 0, -1), (0, 1, 0)),
+    "-y": ((1, 0, 0), (0, 0, 1), (0, -1, 0)),
+    "z": ((1, 0, 0), (0, 1, 0), (0, 0, 1)),
+    "-z": ((1, 0, 0), (0, -1, 0), (0, 0, -1)),
 }
 
 
@@ -148,15 +151,25 @@ class _Frame:
         return plane + offsets[None, :, None] * self.right + offsets[:, None, None] * self.down
 
 
-def _frame(direction: Sequence[float], bounds: np.ndarray) -> _Frame:
-    """The camera that looks along `direction` at a box [2, 3] and sees all of it."""
-    forward = np.array(direction) / np.linalg.norm(direction)
-    right = np.cross(forward, [0.0, 0.0, 1.0])
+def _frame(direction: Sequence[float], bounds: np.ndarray, up: str) -> _Frame:
+    """The camera that looks along `direction`, one of `VIEWS` or another with z up, turned so that the axis `up` is up,
+    at a box [2, 3] and sees all of it."""
+    turned = np.array(UPRIGHT[up], np.float64)
+    forward = np.array(direction) @ turned / np.linalg.norm(direction)
+    right = np.cross(forward, turned[2])
     right /= np.linalg.norm(right)
     down = np.cross(forward, right)
     corners = np.stack(np.meshgrid(*bounds.T, indexing="ij"), -1).reshape(-1, 3) - bounds.mean(0)
     extent = max(np.abs(corners @ right).max(), np.abs(corners @ down).max(), 1e-12)
     return _Frame(right, down, forward, bounds.mean(0), 2.08 * extent, 1.1 * np.abs(corners @ forward).max() + extent)
+
+
+def _named(forward: np.ndarray) -> str:
+    """A direction of looking in words."""
+    signs = [
+        f"{'-' if value < 0 else '+'}{axis}" for value, axis in zip(forward, "xyz", strict=True) if abs(value) > 0.01
+    ]
+    return f"along {' '.join(signs)}"
 
 
 def draw_surface(row: Row, frame: _Frame, full_scale: float) -> np.ndarray:
@@ -231,7 +244,12 @@ def _project(surface: Surface, frame: _Frame) -> tuple[np.ndarray, np.ndarray, n
 
 
 def distance_picture(
-    title: str, subtitle: str, rows: Sequence[Row], full_scale: float, scale_labels: Sequence[tuple[float, str]]
+    title: str,
+    subtitle: str,
+    rows: Sequence[Row],
+    full_scale: float,
+    scale_labels: Sequence[tuple[float, str]],
+    up: str,
 ) -> Image.Image:
     """Every row from the directions of `VIEWS`, all at one scale, above a bar that says what the colours mean.
 
@@ -240,6 +258,7 @@ def distance_picture(
         rows: what to draw.
         full_scale: the distance of the last colour.
         scale_labels: (distance, text) marks of the bar.
+        up: the axis that is up, of `UPRIGHT`.
     """
     gap, margin, top, caption, below, bottom = 10, 24, 92, 30, 22, 64
     width = 2 * margin + len(VIEWS) * PANEL + (len(VIEWS) - 1) * gap
@@ -253,12 +272,11 @@ def distance_picture(
     for row in rows:
         draw_text(draw, (margin, y + 6), row.title, 16, _INK, width - 2 * margin)
         y += caption
-        for column, (name, direction) in enumerate(VIEWS.items()):
-            x = margin + column * (PANEL + gap)
+        for column, direction in enumerate(VIEWS):
+            x, frame = margin + column * (PANEL + gap), _frame(direction, bounds, up)
             if not row.surface.is_empty:
-                picture = draw_surface(row, _frame(direction, bounds), full_scale)
-                sheet.paste(Image.fromarray(picture), (x, y))
-            draw_text(draw, (x + 4, y + PANEL), name, 13, _FAINT, PANEL)
+                sheet.paste(Image.fromarray(draw_surface(row, frame, full_scale)), (x, y))
+            draw_text(draw, (x + 4, y + PANEL), _named(frame.forward), 13, _FAINT, PANEL)
         y += PANEL + below
     _draw_scale(sheet, draw, (margin, y + 8), width - 2 * margin, full_scale, scale_labels)
     return sheet

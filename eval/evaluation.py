@@ -56,7 +56,7 @@ def evaluate(
     if protocol.benchmark == "dtu":
         return evaluate_dtu(pred, gt, protocol, scene, seed, force=force)
     if protocol.benchmark == "tanks-and-temples":
-        prepared, protocol = prepare_tanks(pred, gt, protocol, scene, seed)
+        prepared, protocol = prepare_tanks(pred, gt, protocol, scene, seed, force=force)
     else:
         prepared = prepare(pred, gt, protocol, scene, force=force)
     found = measure(prepared, protocol, seed)

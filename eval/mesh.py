@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from nfc_splat.errors import UserError
+from nfc_splat.eval.culling import Frusta
 from nfc_splat.eval.evaluation import evaluate
 from nfc_splat.eval.geometry import Evaluation, GeometryMetrics, kind_of
 from nfc_splat.eval.preparation import ROLES
@@ -25,6 +26,7 @@ from nfc_splat.options import parse_options
 from nfc_splat.terminal import print_table
 
 PROGRAM = "python -m nfc_splat.eval mesh"
+Y_UP = (".obj", ".glb")
 PER_METRE = {"cm": 100.0, "mm": 1000.0, "m": 1.0}
 
 
@@ -70,6 +72,9 @@ class Options:
     """Where to write; by default PRED-eval beside PRED."""
     pictures: bool = True
     """Draw errors.png and write the coloured PLY files."""
+    up: Literal["x", "-x", "y", "-y", "z", "-z"] | None = None
+    """The truth's axis that is up in errors.png. By default the one that the cameras were held by, where the protocol
+    has some; else y of OBJ and GLB files and z of others."""
     force: bool = False
     """Measure surfaces whose boxes do not meet or whose scales differ by far, and count an empty prediction as 0."""
 
@@ -168,8 +173,11 @@ def main(argv: Sequence[str]) -> int:
     write_json(folder / "metrics.json", found.metrics.record())
     print(f"  wrote {folder / 'metrics.json'}")
     if options.pictures:
-        for path in write_pictures(found, folder, shown):
+        up = options.up or up_axis(options.gt, scene.frusta)
+        for path in write_pictures(found, folder, shown, up):
             print(f"  wrote {path}")
+        if options.up is None and scene.frusta is None:
+            print(f"  errors.png is drawn with {up} up; --up names another axis")
     return 0
 
 
@@ -193,6 +201,8 @@ def _expect_used(options: Options, protocol: Protocol) -> None:
         if getattr(options, flag) is not None and not used:
             others = ", ".join(name for name, other in PROTOCOLS.items() if _uses(other)[flag])
             raise UserError(f"--{flag} says nothing to --protocol {protocol.name}; expected one of: {others}")
+    if options.up is not None and not options.pictures:
+        raise UserError("--up is about the picture, which --no-pictures leaves out; give one of them")
 
 
 def _expect_writable(folder: Path) -> None:
@@ -266,7 +276,8 @@ def _print_protocol(record: Mapping[str, Any]) -> None:
         print(f"  {step['step']}{detail}: {kept}")
     if record["alignment"]:
         facts = record["alignment"]
-        print(f"  alignment: {facts['method']}; residual {facts['inlier_rmse']:.4g}, inliers {facts['inliers']:.3f}")
+        residual = "none" if facts["inlier_rmse"] is None else f"{facts['inlier_rmse']:.4g}"
+        print(f"  alignment: {facts['method']}; residual {residual}, inliers {facts['inliers']:.3f}")
         if "voxel" in facts:
             print(f"  crop volume, then the means of voxels of {facts['voxel']:g}")
     facts = record["samples"]
@@ -278,8 +289,22 @@ def _print_protocol(record: Mapping[str, Any]) -> None:
 # ------------------------------------------------------------------------------------------------ the pictures
 
 
-def write_pictures(found: Evaluation, folder: Path, shown: Shown) -> list[Path]:
-    """Coloured PLY files and `errors.png`; returns what was written."""
+def up_axis(gt: Path, frusta: Frusta | None) -> str:
+    """The axis that a person would take for up: the one nearest to what cameras had above them; without cameras, the
+    one that most programs put up in files of the truth's format."""
+    if frusta is None:
+        return "y" if gt.suffix.lower() in Y_UP else "z"
+    import torch
+
+    from nfc_splat.rendering.paths import up_direction
+
+    up = up_direction(torch.from_numpy(np.linalg.inv(frusta.world_to_camera))).numpy()
+    axis = int(np.abs(up).argmax())
+    return f"{'-' if up[axis] < 0 else ''}{'xyz'[axis]}"
+
+
+def write_pictures(found: Evaluation, folder: Path, shown: Shown, up: str) -> list[Path]:
+    """Coloured PLY files and `errors.png`, in which the axis `up` is up; returns what was written."""
     from nfc_splat.eval import error_pictures as drawing
     from nfc_splat.eval.surface import Surface
 
@@ -305,7 +330,7 @@ def write_pictures(found: Evaluation, folder: Path, shown: Shown) -> list[Path]:
     title = f"{Path(record['pred']['name']).name} against {Path(record['gt']['name']).name}"
     written.append(folder / "errors.png")
     marks = _marks(found.metrics.thresholds, full_scale, shown)
-    drawing.write_distance_picture(written[-1], title, _subtitle(found.metrics, shown), rows, full_scale, marks)
+    drawing.write_distance_picture(written[-1], title, _subtitle(found.metrics, shown), rows, full_scale, marks, up)
     return written
 
 

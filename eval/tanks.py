@@ -2,7 +2,8 @@
 
 A scene's folder holds, under the scene's name S: `S.ply` (the truth, a cloud), `S.json` (the crop volume),
 `S_trans.txt` (4x4 from the reference cameras' frame to the truth's), `S_COLMAP_SfM.log` (the reference cameras). A
-camera log has, per pose, a line of three integers and four of a camera-to-world matrix.
+camera log has, per pose, a line of three integers and four of a camera-to-world matrix. A log with a pose for every
+frame of the scene's video is reduced to the reference's by `S_mapping_reference.txt`.
 
 The distances are between voxels: precision and recall are shares of them nearer than the scene's threshold.
 """
@@ -45,6 +46,7 @@ class TanksScene:
         volume: open3d's SelectionPolygonVolume, in the truth's frame.
         to_gt: [4, 4] from the reference cameras' frame to the truth's.
         reference: [C, 3] centres of the reference cameras, in their frame.
+        mapping: the file that says which frames of the video these are; read where it is needed.
     """
 
     name: str
@@ -52,6 +54,7 @@ class TanksScene:
     volume: Any
     to_gt: np.ndarray
     reference: np.ndarray
+    mapping: Path
 
 
 def read_tanks_scene(folder: Path, threshold: float | None = None) -> TanksScene:
@@ -75,7 +78,8 @@ def read_tanks_scene(folder: Path, threshold: float | None = None) -> TanksScene
     except (OSError, ValueError) as error:
         raise UserError(f"{Path(folder) / f'{name}_trans.txt'}: expected 16 numbers; {error}") from error
     reference = read_camera_log(Path(folder) / f"{name}_COLMAP_SfM.log")
-    return TanksScene(name, threshold or THRESHOLDS[name], volume, to_gt, reference)
+    mapping = Path(folder) / f"{name}_mapping_reference.txt"
+    return TanksScene(name, threshold or THRESHOLDS[name], volume, to_gt, reference, mapping)
 
 
 def read_camera_log(path: Path) -> np.ndarray:
@@ -94,6 +98,33 @@ def read_camera_log(path: Path) -> np.ndarray:
     if len(poses) == 0 or not np.isfinite(poses).all():
         raise UserError(f"{path}: {len(poses)} poses, expected finite ones")
     return poses[:, :3, 3]
+
+
+def read_mapping(path: Path, count: int, frames: int) -> np.ndarray:
+    """[C] int64, which of `frames` poses of a video's camera log are those of the `count` reference cameras.
+
+    The file has the number of reference cameras, that of the video's frames, and for each camera its own number and the
+    frame's, which counts from 1.
+
+    Raises:
+        UserError: not such a file, or of other cameras or another log.
+    """
+    try:
+        words = np.array(path.read_text(encoding="utf-8").split(), np.int64)
+        rows = words[2:].reshape(-1, 2)
+    except (OSError, ValueError, OverflowError) as error:
+        raise UserError(
+            f"{path}: expected two counts, of cameras and of frames, and a line of 2 integers for each camera; {error}"
+        ) from error
+    if len(words) < 2 or not words[0] == len(rows) == count:
+        stated = f"states {words[0]} cameras and lists {len(rows)}" if len(words) else "is empty"
+        raise UserError(f"{path}: {stated}; expected {count}, as the reference log has")
+    chosen = rows[:, 1]
+    if chosen.min() < 1 or chosen.max() > frames:
+        raise UserError(
+            f"{path}: lists frames {chosen.min()} to {chosen.max()}, expected 1 to {frames}, the poses of --trajectory"
+        )
+    return chosen - 1
 
 
 # ------------------------------------------------------------------------------------------------ the steps
@@ -115,17 +146,31 @@ def thin_out(cloud: Surface, most: int = MOST_POINTS) -> Surface:
     return Surface(cloud.vertices[::step])
 
 
-def align_cameras(centers: np.ndarray, scene: TanksScene) -> np.ndarray:
-    """[4, 4] similarity from the prediction's frame to the truth's, by RANSAC on camera centres [C, 3].
+def as_in_reference(centers: np.ndarray, scene: TanksScene) -> np.ndarray:
+    """[C, 3] of the camera centres of a log [L, 3] those of the reference's images, in their order.
 
     Raises:
-        UserError: another number of cameras than the reference has, or no agreement.
+        UserError: fewer than the reference has, or more and the mapping does not fit them.
     """
-    if len(centers) != len(scene.reference):
+    count = len(scene.reference)
+    if len(centers) > count and scene.mapping.is_file():
+        return centers[read_mapping(scene.mapping, count, len(centers))]
+    if len(centers) != count:
+        video = f"; a log of all frames of the video needs {scene.mapping}" if len(centers) > count else ""
         raise UserError(
-            f"--trajectory: {len(centers)} cameras, the reference of {scene.name} has {len(scene.reference)}; "
-            "give the log with one pose per image, in the reference's order"
+            f"--trajectory: {len(centers)} cameras, the reference of {scene.name} has {count}; give the log with one "
+            f"pose per image, in the reference's order{video}"
         )
+    return centers
+
+
+def align_cameras(centers: np.ndarray, scene: TanksScene) -> np.ndarray:
+    """[4, 4] similarity from the prediction's frame to the truth's, by RANSAC on camera centres [L, 3] of a log.
+
+    Raises:
+        UserError: the log's cameras are not the reference's (see `as_in_reference`), or do not agree with them.
+    """
+    centers = as_in_reference(centers, scene)
     open3d = load_open3d()
     registration = open3d.pipelines.registration
     target = scene.reference @ scene.to_gt[:3, :3].T + scene.to_gt[:3, 3]
@@ -147,20 +192,22 @@ def align_cameras(centers: np.ndarray, scene: TanksScene) -> np.ndarray:
 
 
 def refine_by_icp(pred: Surface, gt: Surface, start: np.ndarray, scene: TanksScene) -> tuple[np.ndarray, list[dict]]:
-    """The similarity after three rounds of ICP with scale, and a record of each round.
+    """The similarity after three rounds of ICP with scale, and a record of each round; fewer where the crop volume
+    holds nothing of the prediction any more.
 
     Raises:
-        UserError: nothing of the prediction is in the crop volume.
+        UserError: nothing of the truth is in the crop volume.
     """
     registration = load_open3d().pipelines.registration
     matrix, rounds = start, []
     truth = crop_to_volume(gt, scene.volume)
+    if truth.is_empty:
+        raise UserError(f"the crop volume of {scene.name} holds nothing of the truth; check its frame")
     for voxels, farthest in ICP_ROUNDS:
         moved = Surface(pred.vertices @ matrix[:3, :3].T + matrix[:3, 3])
         clouds = [crop_to_volume(moved, scene.volume), truth]
-        if clouds[0].is_empty or truth.is_empty:
-            which = "prediction" if clouds[0].is_empty else "truth"
-            raise UserError(f"the crop volume of {scene.name} holds nothing of the {which}; check its frame")
+        if clouds[0].is_empty:
+            break
         if voxels is None:
             clouds = [thin_out(cloud) for cloud in clouds]
         else:
@@ -180,7 +227,7 @@ def refine_by_icp(pred: Surface, gt: Surface, start: np.ndarray, scene: TanksSce
 def align_and_crop(
     pred: Surface, gt: Surface, scene: TanksScene, start: np.ndarray, how: str
 ) -> tuple[Surface, Surface, dict[str, Any]]:
-    """Both clouds as they are compared, and a record of the alignment.
+    """Both clouds as they are compared, and a record of the alignment. The prediction's may be empty.
 
     Args:
         pred: a cloud, dense.
@@ -190,21 +237,20 @@ def align_and_crop(
         how: where `start` is from, for the record.
 
     Raises:
-        UserError: the crop volume holds nothing of one of them.
+        UserError: the crop volume holds nothing of the truth.
     """
     matrix, rounds = refine_by_icp(pred, gt, start, scene)
     moved = Surface(pred.vertices @ matrix[:3, :3].T + matrix[:3, 3])
     size = 0.5 * scene.threshold
     clouds = [voxel_downsample(crop_to_volume(cloud, scene.volume), size) for cloud in (moved, gt)]
-    if clouds[0].is_empty:
-        raise UserError(f"after alignment the crop volume of {scene.name} holds nothing of the prediction")
+    last = rounds[-1] if rounds else {"inliers": 0.0, "rmse": None}
     record = {
-        "method": f"similarity: {how}, then three rounds of point-to-point ICP with scale",
+        "method": f"similarity: {how}, then {len(rounds)} rounds of point-to-point ICP with scale",
         "matrix": matrix.tolist(),
         "scale": float(np.cbrt(np.linalg.det(matrix[:3, :3]))),
         "rounds": rounds,
-        "inliers": rounds[-1]["inliers"],
-        "inlier_rmse": rounds[-1]["rmse"],
+        "inliers": last["inliers"],
+        "inlier_rmse": last["rmse"],
         "voxel": size,
     }
     return clouds[0], clouds[1], record

@@ -6,7 +6,9 @@ points, an occupancy grid that follows the surface, and a first stage that finds
 (`shape_from_density`). The base loss is L1.
 
 Differences from both implementations: transmittance is the product of 1 - alpha (there 1 - alpha + 1e-7); the field is
-not contracted outside of its region, where no ray asks for it; nothing is drawn nearer than 0.05 radii.
+not contracted outside of its region, where no ray asks for it; nothing is drawn nearer than 0.05 radii. And from
+SDFStudio's: where its files name the depth range as what ends rays (`collider_type` "near_far"), it takes all samples
+between these two depths, and here they are still taken where the ray crosses the region.
 
 Symbols: R rays, M samples, K of them in the region and B behind it, F features, L logits per colour channel. Local
 coordinates and lengths are in radii of the region.
@@ -60,7 +62,7 @@ EIKONAL_RADIUS = 1.2
 WEIGHT_THRESHOLD = 1e-4  # of a sample's share of its pixel, below which its colour is left out, with even steps
 REACH = 5.0  # over s: beyond this distance the sigmoid is within e^-5 of its end
 FOUND_SHARPNESS = 0.5  # v, at least, of a surface that starts from a shape
-ROWS_AT_ONCE = 2**16
+ROWS_AT_ONCE = 2**15  # points; the published networks take about 16 KB for the colour of each
 EXPORT_CELLS = 160  # along an axis, for the point cloud
 BYTES_PER_ACTIVATION = 12  # of drawing a sample: value, slope and a temporary
 

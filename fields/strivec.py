@@ -12,7 +12,7 @@ Symbols: R rays, M samples, A active cells, N tensors of a scale, C ranks, L log
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
@@ -40,9 +40,10 @@ from nfc_splat.fields.strivec_geometry import (
     coarse_model,
     coarse_points,
     given_points,
-    points_within,
+    in_region,
 )
-from nfc_splat.fields.strivec_tensors import CellMask, Scale, parameter_count, place_tensors
+from nfc_splat.fields.strivec_size import placed_centers
+from nfc_splat.fields.strivec_tensors import CellMask, Scale
 from nfc_splat.rendering import Rendering
 from nfc_splat.rendering.density_grid import opacity
 from nfc_splat.rendering.grids import max_pool_grid
@@ -51,13 +52,12 @@ from nfc_splat.rendering.march import MarchedModel, composite
 from nfc_splat.rendering.samplers import box_steps
 from nfc_splat.rendering.samples import Samples
 from nfc_splat.rendering.sharing import total
-from nfc_splat.rendering.tensor_cells import MOST_TENSORS, TensorCells, find_cells, lattice_size
+from nfc_splat.rendering.tensor_cells import TensorCells, find_cells, lattice_size
 from nfc_splat.rendering.trivectors import densities_along, query_trivectors
 
 STOP = 1e-3  # a ray ends once less than this of it goes on
 SURFACE = 0.5  # opacity of a cell's side from which export takes it for a surface
 ROWS_AT_ONCE = 2**16
-BYTES_PER_NUMBER = 16  # itself, its gradient, and the optimiser's two moments
 
 log = logging.getLogger("nfc_splat")
 
@@ -147,17 +147,16 @@ class Model(MarchedModel):
         """How many tensors there are."""
         return sum(len(scale.centers) for scale in self.scales) if len(self.scales) else None
 
-    def place(self, points: Tensor) -> None:
-        """Replace the coarse stage by tensors about points [P, 3].
+    def place(self, points: Tensor, opacities: Tensor | None = None) -> None:
+        """Replace the coarse stage by tensors about points [P, 3]; `opacities` [P] are the coarse stage's there.
 
         Raises:
             UserError: no point lies in the region, or there would be more tensors than memory is meant for.
         """
         config, (near, unit) = self.config, self.numbers
-        margin = max(config.halves) * unit
-        points = points_within(points, Region(self.box, near, unit), margin).to(self.box)
-        centers = [place_tensors(points, spacing * unit) for spacing in config.spacings]
-        _check_size(config, [len(center) for center in centers])
+        within = in_region(points, Region(self.box, near, unit), max(config.halves) * unit)
+        points, opacities = points[within].to(self.box), None if opacities is None else opacities[within]
+        centers = placed_centers(config, points, unit, opacities)
         cells, rank = config.cells_at(0), config.appearance_rank
         shapes = zip(centers, cells, config.density_ranks, strict=True)
         self.coarse = None
@@ -357,7 +356,7 @@ class Recipe(MarchedRecipe):
         if model.coarse is not None:
             figures = self.first.after_step(model.coarse, optimizers, rendering, step)
             if own == 0:
-                model.place(coarse_points(model.coarse, config.geometry_threshold))
+                model.place(*coarse_points(model.coarse, config.geometry_threshold))
                 self._begin(model, step)
                 optimizers.update(self.optimizers(model))
             return figures
@@ -402,30 +401,6 @@ def _basis(config: Config) -> nn.Linear:
     bound = config.appearance_rank**-0.5
     nn.init.uniform_(basis.weight, -bound, bound)
     return basis
-
-
-def _check_size(config: Config, counts: Sequence[int]) -> None:
-    """Say how large the tensors will be.
-
-    Raises:
-        UserError: more than `max_parameters` allows, or than can be numbered.
-    """
-    ranks = [rank + config.appearance_rank for rank in config.density_ranks]
-    first, last = (
-        sum(parameter_count(*scale) for scale in zip(counts, config.cells_at(growth), ranks, strict=True))
-        for growth in (0, len(config.grow_at))
-    )
-    text = " + ".join(f"{count:,}" for count in counts)
-    megabytes = last * BYTES_PER_NUMBER / 2**20
-    log.info("tensors: %s, %s numbers, after the last growth %s (%.0f MB in training)", text, first, last, megabytes)
-    if last > config.max_parameters or max(counts) > MOST_TENSORS:
-        thick = "few images leave thick geometry; raise --geometry-threshold"
-        remedy = f"{thick} (now {config.geometry_threshold:g})" if config.geometry == "coarse" else "give fewer points"
-        raise UserError(
-            f"{text} tensors would have {last:,} numbers after the last growth, {megabytes:.0f} MB in training; "
-            f"expected at most {config.max_parameters:,} (--max-parameters) and {MOST_TENSORS:,} tensors a scale: "
-            f"{remedy}, or --spacings"
-        )
 
 
 @torch.no_grad()

@@ -84,8 +84,8 @@ def coarse_model(config: Config, geometry: SceneGeometry) -> dvgo.Model:
 
 
 @torch.no_grad()
-def coarse_points(coarse: dvgo.Model, threshold: float) -> Tensor:
-    """[P, 3] the nodes whose voxel is more opaque than the threshold.
+def coarse_points(coarse: dvgo.Model, threshold: float) -> tuple[Tensor, Tensor]:
+    """[P, 3] the nodes whose voxel is more opaque than the threshold, and these opacities [P].
 
     Raises:
         UserError: there is none.
@@ -98,7 +98,7 @@ def coarse_points(coarse: dvgo.Model, threshold: float) -> Tensor:
             f"more than {threshold:g} is needed; raise --coarse-steps, lower --geometry-threshold or check the poses "
             "with nfc_splat.doctor"
         )
-    return grid_nodes(coarse.density.box, coarse.density.size)[found]
+    return grid_nodes(coarse.density.box, coarse.density.size)[found], alpha[found]
 
 
 def given_points(geometry: SceneGeometry) -> Tensor:
@@ -112,8 +112,8 @@ def given_points(geometry: SceneGeometry) -> Tensor:
     return geometry.points.float()
 
 
-def points_within(points: Tensor, region: Region, margin: float) -> Tensor:
-    """Those of the points [P, 3] that are at most `margin` outside of the region.
+def in_region(points: Tensor, region: Region, margin: float) -> Tensor:
+    """[P] bool, which of the points [P, 3] are at most `margin` outside of the region.
 
     Raises:
         UserError: there is none.
@@ -124,4 +124,4 @@ def points_within(points: Tensor, region: Region, margin: float) -> Tensor:
             f"none of the {len(points)} points that tensors could be placed at lies in {region.described()}; raise "
             "--region, or check the poses with nfc_splat.doctor"
         )
-    return points[inside]
+    return inside

@@ -124,6 +124,25 @@ def test_the_protocol_drops_what_is_twenty_away_and_means_the_two_ways(tmp_path)
     assert any("they have no mean" in note for note in nothing.notes)
 
 
+def test_a_prediction_of_which_nothing_counts_is_refused_or_zero(monkeypatch, tmp_path):
+    """In the box of what was observed, but where the mask has nothing; or without a point at all."""
+    mask = np.ones((30, 30, 30), bool)
+    mask[15:] = False
+    partly = Observed(mask, OBSERVED.box, 1.0, OBSERVED.plane)
+    monkeypatch.setattr("nfc_splat.eval.dtu.read_observed", lambda folder, scan: partly)
+    scan, pred = Surface(mesh_points(sphere_mesh(8.0, 30), 0.5)), moved(sphere_mesh(3.0, 20), [6, 0, 0])
+    asked = {"protocol": PROTOCOLS["dtu"], "scene": SceneGeometry(folder=tmp_path, scan=24)}
+    with pytest.raises(UserError, match=r"nothing of the prediction is in the observation mask; .* with --force"):
+        evaluate_mesh(pred, scan, **asked)
+    for nothing in (pred, Surface(np.empty((0, 3)))):
+        metrics = evaluate_mesh(nothing, scan, **asked, force=True)
+        assert (metrics.fscore, metrics.accuracy) == (0, None)
+        assert any("precision, recall and F-score are 0" in note for note in metrics.notes)
+    buried = Surface(scan.vertices - [0, 0, 200])
+    with pytest.raises(UserError, match="nothing of the truth is above the ground"):
+        evaluate_mesh(pred, buried, **asked, force=True)
+
+
 def test_the_command_culls_by_masks_and_says_what_counted(tmp_path, capsys):
     write_observed(tmp_path / "ObsMask")
     sphere = moved(sphere_mesh(5.0, 40), [0, 0, 5])

@@ -13,7 +13,9 @@ from PIL import Image
 
 from nfc_splat.errors import UserError
 from nfc_splat.eval import mesh
+from nfc_splat.eval.culling import Frusta
 from nfc_splat.eval.error_pictures import (
+    UPRIGHT,
     VIEWS,
     Row,
     compacted,
@@ -23,7 +25,7 @@ from nfc_splat.eval.error_pictures import (
     error_colors,
 )
 from nfc_splat.eval.error_pictures import _frame as frame_of
-from nfc_splat.eval.mesh import PAPER, Shown
+from nfc_splat.eval.mesh import PAPER, Shown, up_axis
 from nfc_splat.eval.surface import Samples, Surface, sample_surface
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -183,7 +185,7 @@ def test_numbers_are_shown_in_units():
 
 def drawn(surface, reference, direction, full_scale=0.2):
     return draw_surface(
-        Row("", surface, distance_to_samples(reference)), frame_of(direction, surface.bounds()), full_scale
+        Row("", surface, distance_to_samples(reference)), frame_of(direction, surface.bounds(), "z"), full_scale
     ).astype(int)
 
 
@@ -222,16 +224,42 @@ def test_the_nearest_points_of_a_cloud_are_on_top():
     np.testing.assert_allclose(picture[180:240, 180:240].reshape(-1, 3).mean(0), expected, atol=4)
 
 
-def test_every_view_has_an_upright_frame_around_the_whole_box():
+@pytest.mark.parametrize("up", UPRIGHT)
+def test_every_view_has_an_upright_frame_around_the_whole_box(up):
     bounds = np.array([[-1.0, -2, 0], [3, 5, 9]])
-    for direction in VIEWS.values():
-        frame = frame_of(direction, bounds)
+    above = np.zeros(3)
+    above["xyz".index(up[-1])] = -1 if up[0] == "-" else 1
+    for direction in VIEWS:
+        frame = frame_of(direction, bounds, up)
+        assert frame.forward @ above == pytest.approx(direction[2] / np.linalg.norm(direction))
+        assert frame.right @ above == pytest.approx(0)
+        np.testing.assert_allclose(np.cross(frame.right, frame.down), frame.forward, atol=1e-12)  # not a mirror image
         axes = np.stack([frame.right, frame.down, frame.forward])
         np.testing.assert_allclose(axes @ axes.T, np.eye(3), atol=1e-12)
-        assert frame.down[2] <= 1e-9
+        assert frame.down @ above <= 1e-9
         corners = np.stack(np.meshgrid(*bounds.T, indexing="ij"), -1).reshape(-1, 3) - frame.center
         assert np.abs(corners @ axes[:2].T).max() < frame.width / 2
         assert (frame.pixels().reshape(-1, 3) - frame.center).dot(frame.forward).max() < (corners @ axes[2]).min()
+
+
+def test_the_axis_that_is_up(room, capsys):
+    """Of cameras the one they were held by, whichever; of a bare file the one that is usual for its format."""
+    assert [up_axis(Path(name), None) for name in ("a.ply", "a.OBJ", "a.glb", "a.stl")] == ["z", "y", "y", "z"]
+    level = panorama((3, 2.5, 1.5), 12)
+    for up, axes in UPRIGHT.items():
+        turn = np.eye(4)
+        turn[:3, :3] = np.array(axes).T
+        assert up_axis(room / "gt.obj", Frusta(np.linalg.inv(turn @ level))) == up
+    words = [str(room / "pred.ply"), str(room / "gt.ply"), *QUICK]
+    pictures = []
+    for flags in ((), ("--up", "-y")):
+        mesh.main([*words, *flags])
+        assert ("with z up; --up names another axis" in capsys.readouterr().out) == (not flags)
+        with Image.open(room / "pred-eval" / "errors.png") as picture:
+            pictures.append(np.asarray(picture))
+    assert not np.array_equal(*pictures)
+    with pytest.raises(UserError, match="--up is about the picture"):
+        mesh.main([*words, "--up", "y", "--no-pictures"])
 
 
 def test_compacting_drops_unused_vertices_alone():

@@ -17,6 +17,7 @@ from nfc_splat.eval.tanks import (
     align_cameras,
     crop_to_volume,
     read_camera_log,
+    read_mapping,
     read_tanks_scene,
     thin_out,
     voxel_downsample,
@@ -100,6 +101,53 @@ def test_cameras_give_the_frame_of_another_reconstruction(scene, tmp_path):
         align_cameras(read_camera_log(tmp_path / "short.log"), read_tanks_scene(folder, TAU))
 
 
+def test_the_log_of_a_whole_video_is_reduced_by_the_mapping(scene, tmp_path):
+    """Of 45 frames the reference's 20 are 1, 3, 5 ..., counted from 1; the others were somewhere else."""
+    folder, _, to_gt, poses = scene
+    frame = similarity(3.0, 70, [5, -4, 2])
+    video = np.tile(np.eye(4), (45, 1, 1))
+    video[:, :3, 3] = np.random.default_rng(0).uniform(50, 90, (45, 3))
+    video[0:40:2] = frame @ poses
+    write_log(tmp_path / "video.log", video)
+    facts = read_tanks_scene(folder, TAU)
+    centers = read_camera_log(tmp_path / "video.log")
+    with pytest.raises(
+        UserError, match=r"45 cameras, .* has 20; .*a log of all frames .* needs .*Shed_mapping_reference"
+    ):
+        align_cameras(centers, facts)
+    facts.mapping.write_text("20\n45\n" + "".join(f"{i} {2 * i + 1}\n" for i in range(20)))
+    np.testing.assert_allclose(align_cameras(centers, facts) @ frame, to_gt, atol=1e-4)
+    own = read_camera_log(folder / "Shed_COLMAP_SfM.log")
+    np.testing.assert_allclose(align_cameras(own, facts), to_gt, atol=1e-4)  # as many as the reference: taken as it is
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "expected two counts, of cameras and of frames"),
+        (b"", "is empty; expected 2, as the reference log has"),
+        (b"2", "states 2 cameras and lists 0"),
+        (b"2 9 1 1 2", "expected two counts"),
+        (b"2 9 1 1", "states 2 cameras and lists 1"),
+        (b"3 9 1 1 2 5 3 9", "states 3 cameras and lists 3; expected 2"),
+        (b"2 9 1 0 2 5", "lists frames 0 to 5, expected 1 to 9"),
+        (b"2 9 1 1 2 10", "lists frames 1 to 10, expected 1 to 9"),
+        (b"2 9 1 1 2 -5", "lists frames -5 to 1"),
+        (b"2 9 1 1 2 5.5", "expected two counts"),
+        (b"2 9 1 1 2 nan", "expected two counts"),
+        (b"2 9 1 1 2 99999999999999999999", "expected two counts"),
+        (b"2 9 1 1 2 \xff\xfe", "expected two counts"),
+    ],
+)
+def test_a_broken_mapping_is_named(tmp_path, content, message):
+    path = tmp_path / "Shed_mapping_reference.txt"
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        read_mapping(path, count=2, frames=9)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_the_command_knows_the_layout(scene, capsys):
     folder, gt, to_gt, _ = scene
     write_mesh(folder / "Shed.ply", gt)
@@ -119,6 +167,11 @@ def test_the_command_knows_the_layout(scene, capsys):
     assert "Shed_trans.txt" in printed
     assert "samples: 30,000 of a mesh; 1 times from seed 0" in printed
     assert "the means of voxels of 0.01" in printed
+    write_mesh(folder / "pred.ply", moved(gt, [500, 0, 0]))
+    assert mesh.main([*words, "--threshold", "0.02", "--samples", "30000", "--force"]) == 0
+    printed = capsys.readouterr().out
+    assert "then 0 rounds of point-to-point ICP with scale; residual none, inliers 0.000" in printed
+    assert (folder / "pred-eval" / "errors.png").is_file()
 
 
 def test_volumes_voxels_and_thinning(scene):
@@ -135,8 +188,15 @@ def test_volumes_voxels_and_thinning(scene):
 
 def test_a_prediction_outside_the_volume_is_refused(scene):
     folder, gt, *_ = scene
-    with pytest.raises(UserError, match="crop volume of Shed holds nothing of the prediction"):
-        evaluate_mesh(moved(gt, [500, 0, 0]), cloud_of(gt), PROTOCOL, scene=SceneGeometry(folder=folder))
+    away, geometry = moved(gt, [500, 0, 0]), SceneGeometry(folder=folder)
+    with pytest.raises(UserError, match=r"crop volume of Shed holds nothing of the prediction; .* with --force"):
+        evaluate_mesh(away, cloud_of(gt), PROTOCOL, scene=geometry)
+    for empty in (away, Surface(np.empty((0, 3)))):
+        counted = evaluate_mesh(empty, cloud_of(gt), PROTOCOL, scene=geometry, force=True)
+        assert (counted.fscore, counted["accuracy"]) == (0, None)
+        assert any("precision, recall and F-score are 0" in note for note in counted.notes)
+    with pytest.raises(UserError, match="holds nothing to measure"):
+        evaluate_mesh(empty, cloud_of(gt), PROTOCOL, scene=geometry)
     with pytest.raises(UserError, match="give --scene FOLDER"):
         evaluate_mesh(gt, cloud_of(gt), PROTOCOL)
 

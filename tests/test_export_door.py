@@ -1,6 +1,7 @@
 """`python -m nfc_splat.export mesh` on runs of a ball: both sources, frames, and one line for what is wrong."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from export_scenes import area_and_volume, is_closed
 
 from nfc_splat.errors import UserError
 from nfc_splat.export.__main__ import main as command
+from nfc_splat.export.mesh import COLORS_AT_ONCE, _asked_colors
 from nfc_splat.export.mesh_file import Mesh
 from nfc_splat.fields import METHODS, Method
 from nfc_splat.open3d_loader import load_open3d
@@ -101,6 +103,24 @@ def test_a_level_set(runs, tmp_path, capsys):
     assert "voxels of 0.04688, 64 x 64 x 64" in said
     assert f"{len(surface.triangles):,} triangles, 1 pieces" in said
     assert f"wrote {path}" in said
+
+
+def test_colours_are_asked_for_in_blocks_that_fit_in_memory():
+    """NeuS's published networks take about 1 GB for 2^16 points: a mesh of millions is coloured bit by bit."""
+
+    asked = []
+
+    class Painted(torch.nn.Linear):
+        def surface_colors(self, points, normals):
+            assert normals.shape == points.shape
+            asked.append(len(points))
+            return points.abs()
+
+    vertices = np.random.default_rng(0).uniform(-1, 1, (2 * COLORS_AT_ONCE + 5, 3))
+    mesh = Mesh(vertices, np.arange(len(vertices) // 3 * 3).reshape(-1, 3))
+    colors = _asked_colors(SimpleNamespace(model=Painted(1, 1)), mesh)
+    assert asked == [2**15, 2**15, 5]
+    np.testing.assert_allclose(colors / 255, np.abs(vertices), atol=0.002 + 1e-6)
 
 
 @pytest.mark.parametrize("name", ["ball", "surface"])

@@ -251,6 +251,15 @@ def test_where_rays_enter_and_leave(shape):
         torch.testing.assert_close(far + near, -2 * (where.to_local(asked.origins) * directions).sum(-1))
 
 
+@pytest.mark.parametrize("shape", ["box", "sphere"])
+def test_rays_are_sampled_in_the_region_whatever_depths_the_scene_states(shape):
+    box = torch.tensor([[-1.0, -1, -1], [1, 1, 1]])
+    scenes = [geometry(bounds=box, near_far=depths) for depths in (None, (0.5, 90.0))]
+    first, second = (choose_region(small(region=shape, sampler="hierarchical"), scene) for scene in scenes)
+    for one, other in zip(first.near_far(rays()), second.near_far(rays()), strict=True):
+        torch.testing.assert_close(one, other, atol=0, rtol=0)
+
+
 @pytest.mark.parametrize("variant", ["sdfstudio", "original"])
 @pytest.mark.parametrize("jitter", [False, True])
 def test_hierarchical_samples_gather_at_the_surface(variant, jitter):

@@ -17,7 +17,7 @@ def draws(count=200, seed=0):
 
 
 def formula(distance, slope, delta, s, anneal):
-    """neus.md, section 3, in numpy's float64."""
+    """NeuS, Eq. 13, with the released code's annealed slope, in numpy's float64."""
     cos = -(np.maximum(0.5 - 0.5 * slope, 0) * (1 - anneal) + np.maximum(-slope, 0) * anneal)
     before, after = sigmoid((distance - cos * delta / 2) * s), sigmoid((distance + cos * delta / 2) * s)
     return np.clip((before - after + 1e-5) / (before + 1e-5), 0, 1)
@@ -73,7 +73,7 @@ def test_the_weights_peak_at_the_surface():
 
 
 def weights_by_loop(t, f, s, inner=None):
-    """neus.md, section 4, one section at a time."""
+    """NeuS, Eq. 13, with a fixed s and the released code's slopes between samples, one section at a time."""
     result, through, before = [], 1.0, 0.0
     for k in range(len(t) - 1):
         slope = (f[k + 1] - f[k]) / (t[k + 1] - t[k] + 1e-5)

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from nfc_splat.cameras import Cameras
 from nfc_splat.errors import UserError
 from nfc_splat.fields.strivec import Config, Model, Recipe, export, preset
 from nfc_splat.fields.strivec_geometry import choose_region, coarse_config
+from nfc_splat.fields.strivec_size import fitting_threshold
 from nfc_splat.fields.strivec_tensors import CellMask, grown, parameter_count, place_tensors
 from nfc_splat.rendering.density_grid import opacity
 from nfc_splat.rendering.packed import accumulate
@@ -242,10 +244,42 @@ def test_too_many_tensors_are_an_error_before_there_are_any(caplog):
         pytest.raises(UserError, match="fewer points, or --spacings"),
     ):
         placed(config)
-    assert "numbers, after the last growth" in caplog.text
-    coarse = Model(toy_config(max_parameters=1000), choose_region(config, ball_geometry()))
-    with pytest.raises(UserError, match=r"--max-parameters.*raise --geometry-threshold \(now 0.01\)"):
-        coarse.place(torch.randn(500, 3))
+    assert re.search(r"tensors: 12 \+ 58, \d\d,\d{3} numbers, after the last growth 19,950 \(", caplog.text)
+
+
+def matter():
+    """Points of a ball and opacities above 0.01 that fall from its middle outwards."""
+    points = torch.randn(3000, 3, generator=torch.Generator().manual_seed(0)).mul(0.3)
+    opacities = (-6 * points.norm(dim=1)).exp()
+    return points[opacities > 0.01], opacities[opacities > 0.01]
+
+
+def test_too_many_tensors_name_the_lowest_threshold_that_fits():
+    points, opacities = matter()
+    config = toy_config(max_parameters=10_000)
+    model = Model(config, choose_region(config, ball_geometry()))
+    with pytest.raises(UserError, match="start again with --overwrite: the coarse stage is trained anew") as caught:
+        model.place(points, opacities)
+    assert re.search(r"expected at most 10,000 \(--max-parameters\)", str(caught.value))
+    threshold = float(re.search(r"--geometry-threshold (\S+) \(now 0.01\) fits", str(caught.value))[1])
+    unit = model.numbers[1]
+    assert threshold == fitting_threshold(config, points, unit, opacities)
+    below = opacities > threshold - 10 ** math.floor(math.log10(threshold)) / 10
+    with pytest.raises(UserError, match="tensors would have"):
+        model.place(points[below], opacities[below])
+    model.place(points[opacities > threshold], opacities[opacities > threshold])
+    grown_to = [
+        parameter_count(len(s.centers), *shape) for s, *shape in zip(model.scales, (12, 6), (14, 11), strict=True)
+    ]
+    assert 5_000 < sum(grown_to) <= 10_000
+
+
+def test_where_no_threshold_fits_none_is_named():
+    points, _ = matter()
+    config = toy_config(max_parameters=1000)
+    model = Model(config, choose_region(config, ball_geometry()))
+    with pytest.raises(UserError, match=r"no higher --geometry-threshold than .* leaves few enough; raise"):
+        model.place(points, torch.full((len(points),), 0.5))
 
 
 def test_scenes_without_what_it_needs_are_refused():

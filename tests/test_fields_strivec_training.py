@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from interrupted_runs import assert_same, crash_at, newest
 from strivec_toys import toy_config, training_config
 
 from nfc_splat.data.config import DataConfig
+from nfc_splat.errors import UserError
 from nfc_splat.fields.strivec_tensors import parameter_count
 from nfc_splat.train import train
 from nfc_splat.training.checkpoint import newest_checkpoint
@@ -77,6 +79,18 @@ def test_a_resumed_run_is_the_same_run(scene, straight, tmp_path, monkeypatch, c
     crash_at(monkeypatch, crash, broken)
     train(dataclasses.replace(broken, resume=str(broken.out)))
     assert_same(straight, newest(broken.out))
+
+
+def test_a_run_with_too_many_tensors_says_the_threshold_that_the_next_one_needs(scene, tmp_path):
+    thin = {"geometry_threshold": 1e-5, "mask_threshold": 0.0, "max_parameters": 15_000}
+    model = toy_config(steps=22, coarse_steps=20, mask_at=(), **thin)
+    config = training_config(scene, tmp_path / "run", model)
+    with pytest.raises(UserError, match="start again with --overwrite") as caught:
+        train(config)
+    threshold = float(re.search(r"--geometry-threshold (\S+) \(now 1e-05\) fits", str(caught.value))[1])
+    model = dataclasses.replace(model, geometry_threshold=threshold)
+    assert train(dataclasses.replace(config, model=model, overwrite=True)) == 0
+    assert load_run(config.out).model.primitives > 5
 
 
 def test_given_points_take_the_place_of_the_coarse_stage(scene, tmp_path):

@@ -33,6 +33,7 @@ MOST_CELLS = 4096  # along the lattice's longest side
 DEFAULT_RESOLUTION = 512
 VOXELS_PER_PIXEL = 1.0
 TRUNCATION = 4.0  # in voxels
+COLORS_AT_ONCE = 2**15  # vertices; NeuS's published networks take about 16 KB for each
 SPECK = {"level-set": 1, "depth": 100, "silhouettes": 1}
 
 
@@ -218,12 +219,10 @@ def _asked_colors(run: "LoadedRun", mesh: Mesh) -> np.ndarray:
 
     device = next(run.model.parameters()).device
     parts = []
-    for points, normals in zip(
-        *(np.array_split(array, -(-len(array) // 2**18)) for array in (mesh.vertices, mesh.normals())), strict=True
-    ):
+    asked = (torch.from_numpy(array).float().split(COLORS_AT_ONCE) for array in (mesh.vertices, mesh.normals()))
+    for points, normals in zip(*asked, strict=True):
         with torch.no_grad():
-            asked = (torch.from_numpy(array).float().to(device) for array in (points, normals))
-            parts.append(run.model.surface_colors(*asked).float().cpu().numpy())
+            parts.append(run.model.surface_colors(points.to(device), normals.to(device)).float().cpu().numpy())
     return (np.nan_to_num(np.concatenate(parts)).clip(0, 1) * 255).round().astype(np.uint8)
 
 
