@@ -376,6 +376,9 @@ class Recipe(MarchedRecipe):
         self.rays = config.rays
         self.candidates: Tensor | None = None  # [K] int64, the pixels that the fine stage of a bounded scene draws from
 
+    def stage(self, step: int) -> str:
+        return "coarse" if step <= self.config.coarse_steps else "fine"
+
     def sampling(self, step: int) -> Sampling:
         """Coarse: any pixels. Fine: each pixel whose ray crosses the mask once per epoch. Unbounded: each pixel once
         per epoch, over random colours."""

@@ -308,6 +308,9 @@ class Recipe(MarchedRecipe):
         self.adaptive = config.sampler == "occupancy"
         self.rays = min(FEWEST_RAYS, config.rays) if self.adaptive else config.rays
 
+    def stage(self, step: int) -> str:
+        return "density" if self.shaping else "surface"
+
     def sampling(self, step: int) -> Sampling:
         """Pixels of all images or of one; over random colours where images are transparent and nothing is behind."""
         if self.shaping:

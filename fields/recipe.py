@@ -120,6 +120,10 @@ class Recipe(abc.ABC):
     def photometric(self, rendering: Rendering, batch: Batch) -> Tensor:
         """The base loss, a scalar."""
 
+    def stage(self, step: int) -> str:
+        """What the part of the training is called that the step to come, `step`, belongs to; "" where all are alike."""
+        return ""
+
     def sampling(self, step: int) -> Sampling:
         """What to train on at `step`. One whole image by default."""
         return Sampling()

@@ -328,6 +328,9 @@ class Recipe(MarchedRecipe):
         self.first = dvgo.Recipe(coarse_config(config), geometry) if config.geometry == "coarse" else None
         self.candidates: Tensor | None = None
 
+    def stage(self, step: int) -> str:
+        return "coarse" if step <= self.config.first_steps else "tensors"
+
     def sampling(self, step: int) -> Sampling:
         """Coarse: any pixels. Then each pixel whose ray meets the tensors once per epoch."""
         if step <= self.config.first_steps:

@@ -55,16 +55,17 @@ def train(config: "TrainConfig") -> int:
     _show_log(config.quiet)
     set_threads(config.threads)
     keep_freed_memory()
-    scene = load.load_training_scene(config)
+    source = find_run(Path(config.resume)) if config.resume else None
+    scene = load.load_training_scene(load.with_kept_points(config, source))
     _introduce(config, scene)
     _check_motion(config.method, scene.splits["train"])
-    _check_split(config.split, scene)
+    _check_measuring(config, scene)
     fingerprint = load.scene_hash(scene)
     views = scene.splits["train"]
     geometry = scene_geometry(scene, config.device)
-    source = find_run(Path(config.resume)) if config.resume else None
     with open_run(config, source) as run:
         state, saved_step = _begin(config, geometry, fingerprint, source)
+        load.keep_points(load.with_kept_points(config, source), run.folder)
         write_record(config, load.describe_scene(scene, fingerprint, config.data))
         run.start_metrics(state.step)
         saver = Saver(config, run, geometry, fingerprint, saved_step)
@@ -208,11 +209,18 @@ def _check_motion(name: str, views: "Split") -> None:
         )
 
 
-def _check_split(name: str, scene: "Scene") -> None:
-    """Raise a `UserError` when the views to be measured are ones that the scene does not have."""
-    if name != "test" and not scene.splits.get(name):
+def _check_measuring(config: "TrainConfig", scene: "Scene") -> None:
+    """Raise a `UserError` when the views to be measured are ones that the scene does not have, or too few for the
+    protocol. A scene without test views is not measured at all."""
+    from nfc_splat.eval.images import PROTOCOLS
+    from nfc_splat.eval.views import check_protocol
+
+    name, views = config.split, scene.splits.get(config.split)
+    if name != "test" and not views:
         present = ", ".join(f"{other} ({len(views)})" for other, views in scene.splits.items())
         raise UserError(f"--split {name}: {scene.name} has no such views, it has {present}; choose another")
+    if views:
+        check_protocol(PROTOCOLS[config.protocol], len(views))
 
 
 class _Printer(logging.Handler):

@@ -3,6 +3,7 @@
 config.json     the resolved configuration, versions, command, commit, hardware, both step clocks
 metrics.jsonl   one line per logged step and per event, written as it goes
 checkpoints/    see `nfc_splat.training.checkpoint`
+initial_points.*  a copy of what --points named
 eval/, renders/, gt/, depth/, contact_sheet.png and the exported model, once training is over
 run.lock        while a process is at work here
 """
@@ -42,6 +43,8 @@ _OUTPUTS = (
     METRICS_FILE,
     "contact_sheet.png",
     "point_cloud.ply",
+    "initial_points.ply",
+    "initial_points.txt",
     "bounds.json",
     "dnerf.json",
     "dnerf.safetensors",
@@ -115,7 +118,7 @@ def open_run(config: TrainConfig, source: RunSource | None) -> Iterator[RunFolde
     _make_writable(folder)
     with locked(folder):
         if fresh:
-            _clear(folder, config.overwrite)
+            _clear(folder, config.overwrite, config.data.points)
         sweep_leftovers(folder)
         run = RunFolder(folder)
         try:
@@ -147,8 +150,12 @@ def _make_writable(folder: Path) -> None:
     probe.unlink()
 
 
-def _clear(folder: Path, overwrite: bool) -> None:
-    """Make room for a fresh run: delete an earlier one's files if allowed, or if it never got anywhere."""
+def _clear(folder: Path, overwrite: bool, points: Path | None) -> None:
+    """Make room for a fresh run: delete an earlier one's files if allowed, or if it never got anywhere.
+
+    Raises:
+        UserError: that is not allowed, or the fresh run's initial `points` are among them.
+    """
     last = max(checkpoint_files(folder / "checkpoints"), default=0)
     if not overwrite and (last > 0 or (folder / "eval" / "summary.json").exists()):
         raise UserError(
@@ -156,6 +163,10 @@ def _clear(folder: Path, overwrite: bool) -> None:
             "or --out for another folder"
         )
     present = [folder / name for name in _OUTPUTS if (folder / name).exists()]
+    if points is not None and any(points.resolve().is_relative_to(path.resolve()) for path in present):
+        raise UserError(
+            f"--points {points}: is part of the run that --overwrite deletes; copy it to another place first"
+        )
     for path in present:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
