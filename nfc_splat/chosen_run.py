@@ -41,13 +41,23 @@ def load_chosen_run(options: argparse.Namespace) -> tuple["LoadedRun", str]:
     """
     from nfc_splat.rendering.kernels.threads import set_threads
     from nfc_splat.training.config import choose_device
-    from nfc_splat.training.load import load_run
 
     set_threads(None)
     device = choose_device(options.device)
-    if is_splat_file(options.run):
-        return load_splats(options), device
-    return load_run(_checkpoint(options.run, options.checkpoint), device, scene=options.scene), device
+    return load_named(options.run, device, options.scene, options.checkpoint), device
+
+
+def load_named(path: Path, device: str, scene: Path | None = None, step: int | None = None) -> "LoadedRun":
+    """Load what RUN, --scene and --checkpoint name, to `device`.
+
+    Raises:
+        UserError: no such run or checkpoint, or a scene that is not the run's.
+    """
+    from nfc_splat.training.load import load_run
+
+    if is_splat_file(path):
+        return load_splats(path, device, scene, step)
+    return load_run(_checkpoint(path, step), device, scene=scene)
 
 
 def is_splat_file(path: Path) -> bool:
@@ -105,26 +115,23 @@ def at_time(run: "LoadedRun", cameras: "Cameras", time: float) -> "Cameras":
     return replace(cameras, times=torch.full((len(cameras),), time))
 
 
-def load_splats(options: argparse.Namespace) -> "LoadedRun":
-    """The Gaussians in a PLY in INRIA's layout, from any tool, as if a run of `3dgs` on --scene had left them.
+def load_splats(path: Path, device: str, scene: Path | None, step: int | None) -> "LoadedRun":
+    """The Gaussians in a PLY in INRIA's layout, from any tool, as if a run of `3dgs` on `scene` had left them.
 
     Raises:
         UserError: no scene, or not such a file.
     """
-    if options.scene is None:
-        raise UserError(
-            f"{options.run}: is a file of Gaussians; name the scene whose views to draw with --scene FOLDER"
-        )
-    if options.checkpoint is not None:
-        raise UserError(f"--checkpoint {options.checkpoint}: {options.run} is a file, not a run; leave it out")
-    from nfc_splat.training.config import choose_device, default_config, resolve
+    if scene is None:
+        raise UserError(f"{path}: is a file of Gaussians; name the scene whose views to draw with --scene FOLDER")
+    if step is not None:
+        raise UserError(f"--checkpoint {step}: {path} is a file, not a run; leave it out")
+    from nfc_splat.training.config import default_config, resolve
     from nfc_splat.training.load import LoadedRun, load_training_scene
 
-    device = choose_device(options.device)
-    config = resolve(default_config(options.scene, method="3dgs", preset="paper", device=device))
-    model, dropped = splat_model(options.run, config.model, device)
+    config = resolve(default_config(scene, method="3dgs", preset="paper", device=device))
+    model, dropped = splat_model(path, config.model, device)
     if dropped:
-        log.warning("%s: %d Gaussians are not finite and left out", options.run, dropped)
+        log.warning("%s: %d Gaussians are not finite and left out", path, dropped)
     return LoadedRun(config, load_training_scene(config), model, 0)
 
 
