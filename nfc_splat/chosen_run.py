@@ -26,7 +26,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         "run",
         type=Path,
         metavar="RUN",
-        help="run folder, or one of its checkpoints, or Gaussians in a PLY with --scene",
+        help="run folder, or one of its checkpoints; with --scene also what export model wrote, or Gaussians in a PLY",
     )
     parser.add_argument("--checkpoint", type=int, metavar="STEP", help="which checkpoint (default: the newest)")
     parser.add_argument("--scene", type=Path, metavar="FOLDER", help="where the scene is now, if it was moved")
@@ -55,9 +55,10 @@ def load_named(path: Path, device: str, scene: Path | None = None, step: int | N
     """
     from nfc_splat.training.load import load_run
 
-    if is_splat_file(path):
-        return load_splats(path, device, scene, step)
-    return load_run(_checkpoint(path, step), device, scene=scene)
+    if is_splat_file(path) or is_model_file(path):
+        _check_file(path, scene, step)
+        return (load_splats if is_splat_file(path) else load_model)(path, device, scene)
+    return load_run(chosen_checkpoint(path, step), device, scene=scene)
 
 
 def is_splat_file(path: Path) -> bool:
@@ -65,14 +66,22 @@ def is_splat_file(path: Path) -> bool:
     return path.suffix.lower() == ".ply"
 
 
+def is_model_file(path: Path) -> bool:
+    """Whether `path` is meant as what `export model` wrote, and not as a run or its checkpoint."""
+    from nfc_splat.training.checkpoint import CHECKPOINT_NAME
+
+    return path.suffix.lower() == ".safetensors" and not CHECKPOINT_NAME.fullmatch(path.name)
+
+
 def run_folder(options: argparse.Namespace) -> Path:
-    """The folder of the run that a command is about; beside a file of Gaussians, one of its name."""
+    """The folder of the run that a command is about; beside a file of Gaussians or of a model, one of its name."""
     from nfc_splat.training.run import find_run
 
-    return options.run.with_suffix("") if is_splat_file(options.run) else find_run(options.run).folder
+    path = options.run
+    return path.with_suffix("") if is_splat_file(path) or is_model_file(path) else find_run(path).folder
 
 
-def _checkpoint(run: Path, step: int | None) -> Path:
+def chosen_checkpoint(run: Path, step: int | None) -> Path:
     """The run, or its checkpoint of that step; a `UserError` lists the steps there are."""
     if step is None:
         return run
@@ -115,16 +124,35 @@ def at_time(run: "LoadedRun", cameras: "Cameras", time: float) -> "Cameras":
     return replace(cameras, times=torch.full((len(cameras),), time))
 
 
-def load_splats(path: Path, device: str, scene: Path | None, step: int | None) -> "LoadedRun":
+def _check_file(path: Path, scene: Path | None, step: int | None) -> None:
+    """Raise a `UserError` unless what a file needs beside it is named, and nothing that only runs have."""
+    if scene is None:
+        what = "Gaussians" if is_splat_file(path) else "a model"
+        raise UserError(f"{path}: is a file of {what}; name the scene whose views to draw with --scene FOLDER")
+    if step is not None:
+        raise UserError(f"--checkpoint {step}: {path} is a file, not a run; leave it out")
+
+
+def load_model(path: Path, device: str, scene: Path) -> "LoadedRun":
+    """What `export model` wrote, as if its run had been on `scene`, whose views are read as that run read its own.
+
+    Raises:
+        UserError: not such a file.
+    """
+    from nfc_splat.training.load import LoadedRun, load_training_scene
+    from nfc_splat.training.model_file import read_model, rebuild
+
+    file = read_model(path, scene, device)
+    loaded = load_training_scene(file.config)
+    return LoadedRun(file.config, loaded, rebuild(file, loaded), file.step)
+
+
+def load_splats(path: Path, device: str, scene: Path) -> "LoadedRun":
     """The Gaussians in a PLY in INRIA's layout, from any tool, as if a run of `3dgs` on `scene` had left them.
 
     Raises:
-        UserError: no scene, or not such a file.
+        UserError: not such a file.
     """
-    if scene is None:
-        raise UserError(f"{path}: is a file of Gaussians; name the scene whose views to draw with --scene FOLDER")
-    if step is not None:
-        raise UserError(f"--checkpoint {step}: {path} is a file, not a run; leave it out")
     from nfc_splat.training.config import default_config, resolve
     from nfc_splat.training.load import LoadedRun, load_training_scene
 
