@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nfc_splat.chosen_run import SPLITS, add_run_arguments, chosen_split, is_splat_file, load_chosen_run
+from nfc_splat.chosen_run import SPLITS, add_run_arguments, chosen_split, is_splat_file, load_chosen_run, run_folder
 from nfc_splat.errors import UserError, run_command
 from nfc_splat.eval.images import PROTOCOLS
 from nfc_splat.eval.summary import print_summary
@@ -53,7 +53,7 @@ def images(arguments: Sequence[str]) -> int:
     protocol = PROTOCOLS[options.protocol or run.config.protocol]
     name = options.split or run.config.split
     split = chosen_split(run, "--split", name)
-    folder, tables = destination(options.run, run, protocol.name, name)
+    folder, tables = destination(run_folder(options), run, protocol.name, name)
     before = read_json(tables / "summary.json") if (tables / "summary.json").is_file() else {}
     kept = {key: before[key] for key in _KEPT if key in before and before.get("step") == run.step}
     with progress(len(split) - protocol.left_out, "views") as advance:
@@ -90,12 +90,10 @@ def _images_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def destination(path: Path, run: "LoadedRun", protocol: str, split: str) -> tuple[Path, Path]:
+def destination(folder: Path, run: "LoadedRun", protocol: str, split: str) -> tuple[Path, Path]:
     """Where pictures and tables go: what training wrote is replaced by its equal, anything else gets its own folder."""
     from nfc_splat.training.checkpoint import checkpoint_files
-    from nfc_splat.training.run import find_run
 
-    folder = find_run(path).folder
     newest = max(checkpoint_files(folder / "checkpoints"), default=run.step)
     if (protocol, split, run.step) == (run.config.protocol, run.config.split, newest):
         return folder, folder / "eval"

@@ -50,8 +50,8 @@ CASES = (Case(320, 240, 10_000), Case(640, 480, 50_000))
 
 @dataclass(frozen=True)
 class Options:
-    """Time a training step of 3D Gaussians, or what one of --fields, --kernels, --mesh, --moving, --nerf-pytorch and
-    --dnerf says."""
+    """Time a training step of 3D Gaussians, or what one of --fields, --kernels, --mesh, --moving, --render,
+    --nerf-pytorch and --dnerf says."""
 
     steps: int | None = None
     """Timed steps of each case, after five that are not counted; 60 by default."""
@@ -65,18 +65,20 @@ class Options:
     """A checkout of D-NeRF: time its training step and that of method dnerf in turn instead."""
     moving: Path | None = None
     """A finished run of 4dgs: time its fine stage's step and that of its Gaussians standing still in turn instead."""
+    render: Path | None = None
+    """A run of any method: time how its test views are drawn instead; --steps then counts the pictures."""
     device: Literal["cpu", "cuda"] = "cpu"
-    """Where our step runs."""
+    """Where our step runs, or --render draws."""
     kernels: bool = False
     """Time the kernels of marched fields beside plain torch instead; --steps then counts the rounds."""
     fields: tuple[Literal["dvgo", "ngp", "nerf"], ...] | None = None
     """Time training steps of these ray-marched methods by phase instead, of the quick preset."""
     scene: Path | None = None
-    """What --fields trains on: a scene folder, or a painted ball by default."""
+    """What --fields trains on: a scene folder, or a painted ball by default. Of --render, where the scene is now."""
     mesh: bool = False
     """Time geometry evaluation beside open3d, trimesh and scipy instead."""
     record: Path | None = None
-    """A JSON file for what --fields, --kernels or --mesh measures."""
+    """A JSON file for what --fields, --kernels, --mesh or --render measures."""
 
 
 # What is timed in place of 3D Gaussians, and the flags that each heeds; "" is 3D Gaussians.
@@ -86,6 +88,7 @@ BENCHMARKS = {
     "kernels": ("steps", "threads", "device", "record"),
     "mesh": ("threads", "record"),
     "moving": ("steps", "threads"),
+    "render": ("steps", "threads", "device", "scene", "record"),
     "nerf_pytorch": ("steps", "threads"),
     "dnerf": ("steps", "threads"),
 }
@@ -316,6 +319,10 @@ def main(argv: list[str]) -> int:
         from nfc_splat.eval.speed_moving import compare_moving
 
         return compare_moving(options.moving, steps, threads)
+    if benchmark == "render":
+        from nfc_splat.eval.speed_render import time_drawing
+
+        return time_drawing(options.render, steps, threads, options.device, options.scene, options.record)
     if benchmark:
         peer = import_module(f"nfc_splat.eval.speed_{'nerf' if benchmark == 'nerf_pytorch' else benchmark}")
         return peer.print_comparison(getattr(options, benchmark), steps, threads)

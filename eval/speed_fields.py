@@ -1,7 +1,7 @@
 """The kernels of marched fields beside the same functions in plain torch, in turn in one process.
 
 `python -m nfc_splat.eval speed --kernels` times one evaluation with its gradients, as a training step needs them. The
-plain version is what one would write with torch alone: for voxel grids that is `grid_sample` on a grid with its
+plain version is what one would write with torch alone: for grids and planes that is `grid_sample` on values with their
 channels first. Each round runs both, beginning with another one, so that whatever else the machine does hits both; a
 ratio is the median, over the rounds, of plain by ours. Before they are timed the two must agree.
 
@@ -27,7 +27,9 @@ from nfc_splat.machine import hardware, versions
 from nfc_splat.rendering.grids import interpolate_grid
 from nfc_splat.rendering.harmonics import spherical_harmonics, spherical_harmonics_reference
 from nfc_splat.rendering.hash_encoding import HashLevels, hash_encode
+from nfc_splat.rendering.hexplane import interpolate_hexplane
 from nfc_splat.rendering.kernels.hash_reference import hash_encode_reference
+from nfc_splat.rendering.kernels.hexplane_reference import hexplane_grid_sample
 from nfc_splat.rendering.occupancy import march_occupancy, ray_box
 from nfc_splat.rendering.packed import accumulate, render_weights
 from nfc_splat.rendering.tensor_cells import find_cells
@@ -48,6 +50,8 @@ class Sizes:
     rays: int = 4096
     samples: int = 30  # per ray, on average
     cells: int = 121  # of the vectors of the largest tensors
+    nodes: int = 64  # of the coarser of two HexPlanes along an axis of space
+    rows: int = 75  # and of both along time
 
 
 SIZES = Sizes()
@@ -169,6 +173,28 @@ def interpolation(channels: int) -> Callable[[Sizes, str], Pair]:
     return make
 
 
+def hexplanes(sizes: Sizes, device: str) -> Pair:
+    """Two levels of six planes of 32 channels (4DGS's of D-NeRF's scenes), at a moment between two rows."""
+    points, channels = _random(sizes.points, 3, device=device).requires_grad_(), 32
+    time, ends = torch.tensor(0.4321, device=device), torch.eye(4, device=device)[3]
+    planes = []
+    for seed, nodes in enumerate((sizes.nodes, 2 * sizes.nodes)):
+        planes.append(_random(3, nodes, nodes, channels, device=device, seed=2 * seed + 1))
+        planes.append(_random(3, sizes.rows, nodes, channels, device=device, seed=2 * seed + 2))
+    images = [plane.permute(0, 3, 1, 2).contiguous().requires_grad_() for plane in planes]
+    box = -ends, torch.ones(4, device=device)  # times from -1, as published
+
+    def ours(points: Tensor, *planes: Tensor) -> Tensor:
+        return interpolate_hexplane([planes[:2], planes[2:]], points, time, *box)
+
+    def plain(points: Tensor, *images: Tensor) -> Tensor:
+        views = [image.permute(0, 2, 3, 1) for image in images]
+        return hexplane_grid_sample([views[:2], views[2:]], points, time, *box)
+
+    name = f"HexPlane, {sizes.points:,} points, {sizes.nodes} and {2 * sizes.nodes} nodes x {channels}"
+    return Pair(name, ours, plain, [points, *(plane.requires_grad_() for plane in planes)], [points, *images])
+
+
 def compositing(sizes: Sizes, device: str) -> Pair:
     """Weights of packed samples and the colours they add up to."""
     generator = torch.Generator().manual_seed(0)
@@ -272,6 +298,7 @@ PAIRS: Sequence[Callable[[Sizes, str], Pair]] = (
     hash_encoding,
     interpolation(12),
     interpolation(1),
+    hexplanes,
     marching,
     compositing,
     harmonics,

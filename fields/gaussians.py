@@ -125,7 +125,7 @@ class Model(SceneModel):
 
 def initial_gaussians(config: Config, geometry: SceneGeometry) -> dict[str, Tensor]:
     """The parameters of isotropic Gaussians on `initial_points`, as wide as the points are apart."""
-    points, colors = initial_points(geometry, config.init_points, config.max_primitives)
+    points, colors = initial_points(geometry, config.init_points, config.max_primitives, config.init_cube)
     scales = (neighbor_distance(points) * config.init_scale).clamp_min(SMALLEST * geometry.extent)
     count, device = len(points), points.device
     return {

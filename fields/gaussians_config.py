@@ -46,6 +46,9 @@ class Config:
 
     init_points: int = 100_000
     """Random Gaussians to start from when the scene has no points."""
+    init_cube: float = 0.0
+    """They fill the cube from minus to plus this around the origin, in world units, where the cameras look at such a
+    cube; 0 for wherever the cameras look. Published for Blender's scenes: 1.3."""
     init_opacity: float = 0.1
     """Opacity at the start."""
     init_scale: float = 1.0

@@ -21,7 +21,7 @@ SHARED = 0.8  # share of the cameras that see the most seen place, from which a 
 log = logging.getLogger("nfc_splat")
 
 
-def initial_points(geometry: SceneGeometry, count: int, limit: int) -> tuple[Tensor, Tensor]:
+def initial_points(geometry: SceneGeometry, count: int, limit: int, cube: float = 0.0) -> tuple[Tensor, Tensor]:
     """Positions and colours to start from.
 
     Args:
@@ -29,17 +29,27 @@ def initial_points(geometry: SceneGeometry, count: int, limit: int) -> tuple[Ten
         count: number of random points otherwise.
         limit: most Gaussians that the model may have. A scene with more than half as many points is thinned at random
             to that half, with a notice, so that there is room to add Gaussians where they are needed.
+        cube: half the side of the cube around the origin that random points fill, where the cameras look at such a
+            cube (3DGS and 4DGS: 1.3 for Blender's scenes); 0 for wherever the cameras look.
 
     Returns:
         points [N, 3] float32 and colors [N, 3] in [0, 1] (grey where the scene gives none).
     """
     points, colors = geometry.points, geometry.colors
     if points is None or len(points) == 0:
-        points, colors = random_points(geometry.cameras, min(count, max(1, limit // 2))), None
+        count, where, colors = min(count, max(1, limit // 2)), "where the cameras look", None
+        if cube and looks_at_cube(geometry.cameras, cube):
+            points, where = (
+                cube_points(cube, count).to(geometry.cameras.viewmats.device),
+                f"within {cube:g} of the origin",
+            )
+        else:
+            points = random_points(geometry.cameras, count)
         log.warning(
-            "the scene has no points: starting from %d random ones where the cameras look, which costs some quality "
-            "(about 1 dB on synthetic objects, more on real scenes); COLMAP points avoid this",
+            "the scene has no points: starting from %d random ones %s, which costs some quality (about 1 dB on "
+            "synthetic objects, more on real scenes); COLMAP points avoid this",
             len(points),
+            where,
         )
     most = max(1, limit // 2)
     if len(points) > most:
@@ -47,6 +57,20 @@ def initial_points(geometry: SceneGeometry, count: int, limit: int) -> tuple[Ten
         chosen = torch.randperm(len(points))[:most].sort().values.to(points.device)
         points, colors = points[chosen], None if colors is None else colors[chosen]
     return points.float(), torch.full_like(points, 0.5) if colors is None else colors.float()
+
+
+def cube_points(half: float, count: int) -> Tensor:
+    """Random points [count, 3] float32 of the cube from -`half` to `half`."""
+    return half * (2 * torch.rand(count, 3) - 1)
+
+
+def looks_at_cube(cameras: Cameras, half: float) -> bool:
+    """Whether the cube from -`half` to `half` may be what the cameras were pointed at: they look at something from one
+    to eight times `half` away (the published scenes': three times), and three in four see the origin."""
+    near_enough = half <= viewing_distance(cameras) <= 8 * half
+    return near_enough and 4 * int(_views(cameras, torch.zeros(1, 3, device=cameras.viewmats.device))) >= 3 * len(
+        cameras
+    )
 
 
 def random_points(cameras: Cameras, count: int) -> Tensor:

@@ -26,7 +26,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         "run",
         type=Path,
         metavar="RUN",
-        help="run folder, or one of its checkpoints, or Gaussians in a PLY with --scene",
+        help="run folder, or one of its checkpoints; with --scene also what export model wrote, or Gaussians in a PLY",
     )
     parser.add_argument("--checkpoint", type=int, metavar="STEP", help="which checkpoint (default: the newest)")
     parser.add_argument("--scene", type=Path, metavar="FOLDER", help="where the scene is now, if it was moved")
@@ -41,13 +41,24 @@ def load_chosen_run(options: argparse.Namespace) -> tuple["LoadedRun", str]:
     """
     from nfc_splat.rendering.kernels.threads import set_threads
     from nfc_splat.training.config import choose_device
-    from nfc_splat.training.load import load_run
 
     set_threads(None)
     device = choose_device(options.device)
-    if is_splat_file(options.run):
-        return load_splats(options), device
-    return load_run(_checkpoint(options.run, options.checkpoint), device, scene=options.scene), device
+    return load_named(options.run, device, options.scene, options.checkpoint), device
+
+
+def load_named(path: Path, device: str, scene: Path | None = None, step: int | None = None) -> "LoadedRun":
+    """Load what RUN, --scene and --checkpoint name, to `device`.
+
+    Raises:
+        UserError: no such run or checkpoint, or a scene that is not the run's.
+    """
+    from nfc_splat.training.load import load_run
+
+    if is_splat_file(path) or is_model_file(path):
+        _check_file(path, scene, step)
+        return (load_splats if is_splat_file(path) else load_model)(path, device, scene)
+    return load_run(chosen_checkpoint(path, step), device, scene=scene)
 
 
 def is_splat_file(path: Path) -> bool:
@@ -55,14 +66,22 @@ def is_splat_file(path: Path) -> bool:
     return path.suffix.lower() == ".ply"
 
 
+def is_model_file(path: Path) -> bool:
+    """Whether `path` is meant as what `export model` wrote, and not as a run or its checkpoint."""
+    from nfc_splat.training.checkpoint import CHECKPOINT_NAME
+
+    return path.suffix.lower() == ".safetensors" and not CHECKPOINT_NAME.fullmatch(path.name)
+
+
 def run_folder(options: argparse.Namespace) -> Path:
-    """The folder of the run that a command is about; beside a file of Gaussians, one of its name."""
+    """The folder of the run that a command is about; beside a file of Gaussians or of a model, one of its name."""
     from nfc_splat.training.run import find_run
 
-    return options.run.with_suffix("") if is_splat_file(options.run) else find_run(options.run).folder
+    path = options.run
+    return path.with_suffix("") if is_splat_file(path) or is_model_file(path) else find_run(path).folder
 
 
-def _checkpoint(run: Path, step: int | None) -> Path:
+def chosen_checkpoint(run: Path, step: int | None) -> Path:
     """The run, or its checkpoint of that step; a `UserError` lists the steps there are."""
     if step is None:
         return run
@@ -105,26 +124,42 @@ def at_time(run: "LoadedRun", cameras: "Cameras", time: float) -> "Cameras":
     return replace(cameras, times=torch.full((len(cameras),), time))
 
 
-def load_splats(options: argparse.Namespace) -> "LoadedRun":
-    """The Gaussians in a PLY in INRIA's layout, from any tool, as if a run of `3dgs` on --scene had left them.
+def _check_file(path: Path, scene: Path | None, step: int | None) -> None:
+    """Raise a `UserError` unless what a file needs beside it is named, and nothing that only runs have."""
+    if scene is None:
+        what = "Gaussians" if is_splat_file(path) else "a model"
+        raise UserError(f"{path}: is a file of {what}; name the scene whose views to draw with --scene FOLDER")
+    if step is not None:
+        raise UserError(f"--checkpoint {step}: {path} is a file, not a run; leave it out")
+
+
+def load_model(path: Path, device: str, scene: Path) -> "LoadedRun":
+    """What `export model` wrote, as if its run had been on `scene`, whose views are read as that run read its own.
 
     Raises:
-        UserError: no scene, or not such a file.
+        UserError: not such a file.
     """
-    if options.scene is None:
-        raise UserError(
-            f"{options.run}: is a file of Gaussians; name the scene whose views to draw with --scene FOLDER"
-        )
-    if options.checkpoint is not None:
-        raise UserError(f"--checkpoint {options.checkpoint}: {options.run} is a file, not a run; leave it out")
-    from nfc_splat.training.config import choose_device, default_config, resolve
+    from nfc_splat.training.load import LoadedRun, load_training_scene
+    from nfc_splat.training.model_file import read_model, rebuild
+
+    file = read_model(path, scene, device)
+    loaded = load_training_scene(file.config)
+    return LoadedRun(file.config, loaded, rebuild(file, loaded), file.step)
+
+
+def load_splats(path: Path, device: str, scene: Path) -> "LoadedRun":
+    """The Gaussians in a PLY in INRIA's layout, from any tool, as if a run of `3dgs` on `scene` had left them.
+
+    Raises:
+        UserError: not such a file.
+    """
+    from nfc_splat.training.config import default_config, resolve
     from nfc_splat.training.load import LoadedRun, load_training_scene
 
-    device = choose_device(options.device)
-    config = resolve(default_config(options.scene, method="3dgs", preset="paper", device=device))
-    model, dropped = splat_model(options.run, config.model, device)
+    config = resolve(default_config(scene, method="3dgs", preset="paper", device=device))
+    model, dropped = splat_model(path, config.model, device)
     if dropped:
-        log.warning("%s: %d Gaussians are not finite and left out", options.run, dropped)
+        log.warning("%s: %d Gaussians are not finite and left out", path, dropped)
     return LoadedRun(config, load_training_scene(config), model, 0)
 
 

@@ -19,6 +19,7 @@ from nfc_splat.fields.recipe import Batch, SceneGeometry
 def moving_config(**overrides: object) -> Config:
     """A config that runs in milliseconds a step; the plain-torch rasteriser and HexPlane compile nothing."""
     settings = dict(steps=40, coarse_steps=15, decay_steps=25, backend="reference", init_points=40, sh_degree_every=5)
+    settings |= dict(init_cube=0.0)
     settings |= dict(refine_start=2, refine_stop=20, refine_every=5, reset_every=0, prune_large_from=10)
     settings |= dict(prune_every=1, prune_above=0, plane_channels=5, plane_nodes=4, deformation_width=8, time_rows=6)
     settings |= dict(lr_means=2e-3, lr_means_final=2e-4, lr_sh0=2e-2, lr_scales=1e-2)

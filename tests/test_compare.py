@@ -163,6 +163,7 @@ def test_a_case_counts_when_all_its_files_are_there(tmp_path):
     scene = MeasuredScene(tmp_path / "a", tmp_path / "truth.ply", "replica")
     (case,) = plan([experiment], [scene], ["neus"], [1], Budget("quick"), tmp_path)
     write_json(case.folder / "eval" / "summary.json", {"psnr": 30.0})
+    write_json(case.folder / "eval" / "per_view.json", [{"seconds": 0.1}])
     (case.folder / "mesh.ply").write_text("")
     assert not case.done
     assert measured(case) is None

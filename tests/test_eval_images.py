@@ -3,6 +3,7 @@
 import importlib
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -268,6 +269,13 @@ def test_pooled_psnr_is_that_of_all_pixels_together():
     assert mean_scores([same], protocol)["psnr"] is None
     lost = score_view(torch.full_like(pairs[0][0], math.nan), pairs[0][1], None, protocol, {})
     assert mean_scores([lost, scores[1]], protocol)["psnr"] == pytest.approx(scores[1].psnr)
+
+
+def test_the_released_codes_figures_of_mutant_belong_together():
+    """D-NeRF's notebook prints both; one view's error of that size gives the PSNR."""
+    pred, target = images()
+    score = replace(score_view(pred, target, None, PROTOCOLS["dnerf"], {}), mse=7.424e-4)
+    assert mean_scores([score], PROTOCOLS["dnerf"])["psnr"] == pytest.approx(31.2936, abs=1e-4)
 
 
 def test_the_protocols_of_moving_scenes():

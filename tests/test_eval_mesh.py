@@ -169,6 +169,11 @@ def test_the_papers_rows_obey_their_own_identities():
     for row in PAPER.values():
         assert row["chamfer_l1_mean"] == pytest.approx((row["accuracy"] + row["completeness"]) / 2, abs=1e-4)
         assert max(row.values()) < 1
+    # Their F is the mean over scenes, and not that of the mean precision and recall.
+    for name, mean, of_means in (("NeuS", 14.87, 15.85), ("NeuS, NFC", 55.56, 55.60)):
+        precision, recall, fscore = (100 * PAPER[name][f"{kind}@0.05"] for kind in ("precision", "recall", "fscore"))
+        assert fscore == pytest.approx(mean)
+        assert 2 * precision * recall / (precision + recall) == pytest.approx(of_means, abs=5e-3)
 
 
 def test_numbers_are_shown_in_units():

@@ -110,8 +110,11 @@ def test_requests_that_cannot_be_met(words, said):
         (["--kernels", "--scene", "s"], "--scene s: --kernels does not heed it"),
         (["--moving", "r", "--record", "a.json"], "--record a.json: --moving does not heed it"),
         (["--dnerf", "d", "--device", "cuda"], "--device cuda: --dnerf does not heed it"),
-        (["--opensplat", "o", "--scene", "s"], "--scene s: it belongs to --fields; leave it out"),
-        (["--record", "a.json"], "--record a.json: it belongs to --fields and --kernels and --mesh; leave it out"),
+        (["--opensplat", "o", "--scene", "s"], "--scene s: it belongs to --fields and --render; leave it out"),
+        (
+            ["--record", "a.json"],
+            "--record a.json: it belongs to --fields and --kernels and --mesh and --render; leave it out",
+        ),
         (["--fields"], "--fields: names no method; expected one or more of dvgo, ngp, nerf"),
     ],
 )

@@ -10,7 +10,7 @@ from nfc_splat.errors import UserError
 from nfc_splat.eval import speed, speed_fields
 from nfc_splat.eval.speed_fields import PAIRS, Sizes, time_pair
 
-TINY = Sizes(points=200, grid=12, log2_table_size=8, rays=40, samples=5, cells=9)
+TINY = Sizes(points=200, grid=12, log2_table_size=8, rays=40, samples=5, cells=9, nodes=8, rows=5)
 
 
 @pytest.mark.parametrize("make", PAIRS, ids=lambda make: make.__name__)

@@ -1,14 +1,17 @@
-"""`eval speed --moving`: a step of a 4dgs run beside one of its Gaussians standing still, as a command."""
+"""`eval speed --moving`: a step of a 4dgs run beside one of its Gaussians standing still; `--render`: how fast a run is
+drawn. Both as commands."""
 
 import dataclasses
+import json
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
 from moving_toys import moving_config, write_moving_scene
 
 from nfc_splat.errors import UserError
-from nfc_splat.eval import speed
+from nfc_splat.eval import speed, speed_render
 from nfc_splat.eval.__main__ import main
 from nfc_splat.eval.speed_moving import make_pair
 from nfc_splat.train import train
@@ -69,3 +72,37 @@ def test_runs_that_do_not_move_are_refused(folder, tmp_path):
         speed.main(["--moving", str(folder / "static"), "--steps", "1"])
     with pytest.raises(UserError, match="expected a run folder"):
         speed.main(["--moving", str(tmp_path), "--steps", "1"])
+
+
+def test_every_test_view_is_drawn_at_its_time_and_the_first_pass_does_not_count(folder, tmp_path, capsys, monkeypatch):
+    """A clock that drawing alone advances: by 9 s in the first pass, then by 10, 20, 30, ... ms."""
+    now, drawn = [0.0], []
+
+    def draw(model, camera, background):
+        drawn.append((float(camera.times), model.training))
+        now[0] += 9 if len(drawn) <= 2 else 0.01 * (len(drawn) - 2)
+
+    monkeypatch.setattr(speed_render, "render_view", draw)
+    monkeypatch.setattr(speed_render, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    record = tmp_path / "drawing.json"
+    words = ["--render", str(folder / "moving"), "--steps", "5", "--threads", "1", "--record", str(record)]
+    assert speed.main(words) == 0
+    assert drawn == [(pytest.approx(1 / 9), False), (1.0, False)] * 4  # 5 pictures of 2 views are 3 rounds
+    head, figures = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(
+        r"disc, 4dgs: step 12, \d+ primitives, 2 test views of 24x24 drawn 3 times each, cpu, 1 threads", head
+    )
+    assert figures == "  median 35.00 ms, 28.57 FPS"
+    written = json.loads(record.read_text())
+    assert (written["median_ms"], written["fps"]) == (pytest.approx(35), pytest.approx(1 / 0.035))
+    assert (written["views"], written["rounds"], written["resolution"]) == (2, 3, "24x24")
+
+
+def test_any_run_can_be_timed_and_nothing_is_written(folder, capsys):
+    before = files(folder)
+    assert main(["speed", "--render", str(folder / "static"), "--steps", "2", "--threads", "1"]) == 0
+    head, figures = capsys.readouterr().out.splitlines()
+    assert head.startswith("disc, 3dgs: step 2, ")
+    milliseconds, rate = map(float, re.fullmatch(r"  median (\S+) ms, (\S+) FPS", figures).groups())
+    assert milliseconds * rate == pytest.approx(1000, rel=0.05)
+    assert files(folder) == before

@@ -4,6 +4,8 @@ Where a test belongs to a mistake that is easily made when 4DGS is written anew,
 """
 
 import dataclasses
+import inspect
+import re
 
 import pytest
 import torch
@@ -11,13 +13,14 @@ from moving_toys import moving_batches, moving_config, moving_geometry, moving_t
 from splat_toys import BACKGROUND, SIZE, Trainer, orbit, toy_config
 
 from nfc_splat.errors import UserError
-from nfc_splat.fields import find_method, gaussians
+from nfc_splat.fields import deformed_gaussians_config, find_method, gaussians
 from nfc_splat.fields.deformed_gaussians import Config, Model, Recipe, export, preset, write_splats_at
 from nfc_splat.fields.densification import SPLAT_TENSORS
-from nfc_splat.fields.recipe import Batch
+from nfc_splat.fields.recipe import Batch, SceneGeometry
 from nfc_splat.fields.splat_file import read_splats
 from nfc_splat.losses import l1
 from nfc_splat.rendering import Rendering
+from nfc_splat.training.command_line import parse_command_line
 
 CHANGED_BY_STAGES = {"coarse_steps", "decay_steps", "prune_every"}
 
@@ -76,12 +79,37 @@ def test_published_numbers():
     assert (config.plane_smoothness, config.time_smoothness, config.time_constancy) == (1e-4, 1e-2, 1e-4)
     assert (config.lr_planes, config.lr_planes_final) == (1.6e-3, 1.6e-5)
     assert (config.lr_deformation, config.lr_deformation_final) == (1.6e-4, 1.6e-6)
-    assert config.init_points == 2000  # not 3DGS's 100,000
+    assert (config.init_points, config.init_cube) == (2000, 1.3)  # not 3DGS's 100,000
     assert config.dssim_weight == 0  # no D-SSIM
     assert (config.time_planes, config.plane_roughness, config.zero_heads) == ("published", "published", False)
     static = {"lr_means", "lr_means_final", "lr_sh0", "lr_shN", "lr_opacities", "lr_scales", "lr_quats", "grow_grad2d"}
     for name in static | {"grow_scale3d", "prune_opacity", "prune_scale3d", "sh_degree_every"}:
         assert getattr(config, name) == getattr(gaussians.Config(), name)
+
+
+def test_the_flags_for_other_scenes_give_what_is_published():
+    """Every flag that the docstring names, as the command line takes it, beside the sections of the release."""
+    text = inspect.getdoc(deformed_gaussians_config).partition("beside --preset paper")[2].partition("What the odd")[0]
+    shared, *others = re.split(r"\n +(?:HyperNeRF|DyNeRF|DyCheck) ", text)
+    expected = {"refine_start": 500, "refine_stop": 10_000, "refine_every": 100, "prune_every": 100, "reset_every": 0}
+    expected |= {"coarse_steps": 3000, "decay_steps": 20_000, "sh_degree_every": 1000, "plane_channels": 16}
+    expected |= {"time_rows": 150, "deformation_width": 128, "plane_smoothness": 2e-4, "time_smoothness": 1e-3}
+    expected |= {"lr_planes_final": 1.6e-4, "lr_deformation_final": 1.6e-5, "lr_means_final": 1.6e-6}
+    expected |= {"time_constancy": 1e-4, "prune_above": 200_000, "prune_large_from": 3000}
+    moves = ("means", "scales", "quats")
+    for words, steps, levels, deform in zip(
+        others,
+        (17_000, 17_000, 63_000),
+        ((1, 2, 4), (1, 2), (1, 2, 4)),
+        (moves, (*moves, "opacities", "colors"), moves),
+        strict=True,
+    ):
+        flags = [
+            word for part in (shared[shared.index("--coarse") :], words) for word in part.partition(";")[0].split()
+        ]
+        model = parse_command_line(["scene", "--method", "4dgs", "--preset", "paper", *flags]).model
+        assert (model.steps, model.plane_levels, model.deform) == (steps, levels, deform)
+        assert {name: getattr(model, name) for name in expected} == expected
 
 
 def test_everything_counted_in_steps_is_scaled_with_the_steps():
@@ -120,6 +148,24 @@ def test_wrong_settings_are_refused_by_flag(overrides, named):
 
 
 # The model
+
+
+@pytest.mark.parametrize(("rows", "numbers"), [(25, 2_426_880), (50, 2_887_680), (75, 3_348_480), (100, 3_809_280)])
+def test_the_planes_have_the_published_sizes(rows, numbers):
+    config = preset("paper", time_rows=rows)
+    model = Model.initialise(config, SceneGeometry(timed_orbit(), None, None))
+    assert sum(plane.numel() for plane in model.deformation.planes.parameters()) == numbers
+    low, high = model.deformation.planes.low, model.deformation.planes.high
+    torch.testing.assert_close(high[:3] - low[:3], torch.full((3,), 2.6), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("deform", "numbers"),
+    [(("means", "scales", "quats"), 17_290), (("means", "scales", "quats", "opacities", "colors"), 28_795)],
+)
+def test_only_heads_of_what_moves_are_made(deform, numbers):
+    model = Model.initialise(preset("paper", deform=deform, time_rows=2), SceneGeometry(timed_orbit(), None, None))
+    assert sum(value.numel() for value in model.deformation.network_parameters()) == numbers
 
 
 def test_rows_along_time_are_half_the_training_times_unless_given():

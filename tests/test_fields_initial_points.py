@@ -148,6 +148,24 @@ def test_a_scene_without_points_says_so(caplog):
     assert "no points" in caplog.text
 
 
+def test_published_points_fill_the_cube_that_the_cameras_look_at(caplog):
+    """Cameras 4 units from the origin, as those of the published scenes; and scenes of other units and places."""
+    cameras = orbit(12)
+    points, colors = initial_points(SceneGeometry(cameras, None, None), 2000, 100_000, 1.3)
+    assert points.shape == (2000, 3)
+    torch.testing.assert_close(points.aminmax(dim=0).max, torch.full((3,), 1.3), atol=0.01, rtol=0)
+    torch.testing.assert_close(points.aminmax(dim=0).min, torch.full((3,), -1.3), atol=0.01, rtol=0)
+    torch.testing.assert_close(points.std(0), torch.full((3,), 1.3 / math.sqrt(3)), atol=0.04, rtol=0)
+    assert (colors == 0.5).all()
+    assert "starting from 2000 random ones within 1.3 of the origin" in caplog.text
+    away = torch.tensor([30.0, 0.0, 0.0])
+    elsewhere = pinhole_cameras(cameras.centers + away, away.expand(12, 3))
+    for others, cube in ((orbit(12, radius=40.0), 1.3), (orbit(12, radius=1.0), 1.7), (elsewhere, 1.3), (cameras, 0.0)):
+        caplog.clear()
+        initial_points(SceneGeometry(others, None, None), 50, 100_000, cube)
+        assert "starting from 50 random ones where the cameras look" in caplog.text
+
+
 def test_too_many_points_are_thinned_to_leave_room_for_more(caplog):
     points = torch.arange(300.0).view(100, 3)
     with caplog.at_level(logging.WARNING, "nfc_splat"):

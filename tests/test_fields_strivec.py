@@ -4,6 +4,8 @@ import logging
 import math
 import re
 from dataclasses import replace
+from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from strivec_toys import geometry_with, placed, toy_config
 from nfc_splat.cameras import Cameras
 from nfc_splat.errors import UserError
 from nfc_splat.fields.strivec import Config, Model, Recipe, export, preset
-from nfc_splat.fields.strivec_geometry import choose_region, coarse_config
+from nfc_splat.fields.strivec_geometry import Region, choose_region, coarse_config
 from nfc_splat.fields.strivec_size import fitting_threshold
 from nfc_splat.fields.strivec_tensors import CellMask, grown, parameter_count, place_tensors
 from nfc_splat.rendering.density_grid import opacity
@@ -33,6 +35,21 @@ def test_the_published_sizes():
     assert model.basis.weight.numel() == 27 * 48 * 3
     assert [layer.weight.shape[1] for layer in model.net.layers] == [27 + 3 + 2 * 2 * 27 + 2 * 2 * 3, 128, 128]
     assert model.basis.weight.abs().max().item() == pytest.approx(48**-0.5, rel=1e-3)
+
+
+def test_steps_and_cells_have_the_published_lengths_at_first_and_at_last():
+    """In the unit of the synthetic scenes; the region is a small one, as its cells are many."""
+    config = preset("paper", target_encoding="none", unit=1.0)
+    corner = torch.full((3,), 0.1)
+    model = Model(config, Region(torch.stack([-corner, corner]), 0.0, 1.0))
+    model.place(torch.zeros(1, 3))
+    first = float(opacity(torch.zeros(()), config.density_shift, model.interval(model.step)))
+    assert first == pytest.approx(1.17e-5, abs=5e-8)
+    for growth, step, sides in ((0, 0.010345, (0.0207, 0.0200, 0.0214)), (5, 0.002479, (0.0050, 0.0049, 0.0048))):
+        model.grow(growth)
+        assert model.step == pytest.approx(step, abs=5e-7)
+        found = [2 * half / scale.cells for half, scale in zip(config.halves, model.scales, strict=True)]
+        assert found == pytest.approx(sides, abs=5e-5)
 
 
 def test_the_synthetic_scenes_have_the_published_unit_and_region():
@@ -307,6 +324,29 @@ def test_the_coarse_stage_never_becomes_a_fine_one():
     assert own.steps > own.coarse_steps
     assert own.mask_every // 2 > config.coarse_steps
     assert Recipe(config, ball_geometry()).sampling(config.coarse_steps).kind == "random_rays"
+
+
+def test_learning_rates_fall_to_a_tenth_and_start_anew_at_every_growth():
+    """The published rates and growths, on tensors of few cells."""
+    paper = preset("paper")
+    names = ("steps", "grow_at", "lr_decay_steps", "lr_lines", "lr_net")
+    cells = tuple(count for growth in range(6) for count in (8 + growth, 4 + growth))
+    chosen = {name: getattr(paper, name) for name in names}
+    config = toy_config(geometry="points", mask_at=(), cells=cells, **chosen)
+    model, recipe = placed(config), Recipe(config, ball_geometry())
+    optimizers = recipe.optimizers(model)
+    rates = {}
+    for step in range(1, 30_001):
+        recipe.after_step(model, optimizers, SimpleNamespace(extras={"samples": ()}), step)
+        rates[step] = [group["lr"] for group in optimizers["field"].param_groups]
+    assert rates[1] == pytest.approx([0.02 * 0.1 ** (1 / 30_000), 1e-3 * 0.1 ** (1 / 30_000)], rel=1e-12)
+    starts = (0, 2000, 3000, 4000, 5500, 7000)
+    for start, growth in pairwise(starts):
+        assert rates[growth] == [0.02, 1e-3]
+        left = 0.1 ** ((growth - 1 - start) / 30_000)
+        assert rates[growth - 1] == pytest.approx([0.02 * left, 1e-3 * left], rel=1e-9)
+    assert rates[30_000] == pytest.approx([0.00342, 0.000171], rel=1e-3)
+    assert rates[30_000][0] == pytest.approx(0.02 * 0.1 ** (23 / 30), rel=1e-9)
 
 
 def test_the_schedule_scales_with_the_steps():

@@ -44,6 +44,7 @@ EVAL_DOORS = {
         "speed_nerf",
         "speed_dnerf",
         "speed_moving",
+        "speed_render",
         "cost",
         "splats",
         "speed_phases",

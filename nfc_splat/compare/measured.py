@@ -1,5 +1,6 @@
 """The numbers that a finished run left: images, surface, cost, and PSNR along the training."""
 
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,15 @@ CURVES = {"train_psnr": "training views", "test_psnr": "test views"}
 def measured(case: Case) -> dict[str, Any] | None:
     """The metrics that a finished case left, and how its surface was measured; None of an unfinished one.
 
-    `render_seconds` are those of a view. Lengths are in metres, or in the units of the files.
+    `render_seconds` are those of the median view: the first view drawn also pays for compiling kernels. Lengths are in
+    metres, or in the units of the files.
     """
     if not case.done:
         return None
     summary = read_json(case.folder / "eval" / "summary.json")
     found = {name: summary.get(name) for name in (*IMAGES, *COSTS, "primitives", "steps")}
-    views, seconds = summary.get("n_views"), summary.get("seconds")
-    found[DRAWING] = seconds / views if views and seconds is not None else None
+    views = read_json(case.folder / "eval" / "per_view.json")
+    found[DRAWING] = statistics.median(view["seconds"] for view in views)
     if len(case.commands) > 1:
         geometry = read_json(case.folder / MESH_FOLDER / "metrics.json")
         values, threshold = geometry["metrics"], geometry["protocol"]["thresholds"][0]

@@ -1,4 +1,4 @@
-"""`python -m nfc_splat.export {mesh,splats,points,cameras} RUN ...`: what a run learned, for other programs."""
+"""`python -m nfc_splat.export {mesh,splats,points,cameras,model} RUN ...`: what a run learned, for other programs."""
 
 import argparse
 import sys
@@ -12,6 +12,7 @@ COMMANDS = {
     "splats": "Gaussians, as PLY, .splat or .spz",
     "points": "what is seen, as coloured points",
     "cameras": "the cameras, as cameras.json, transforms.json or a COLMAP model",
+    "model": "the model alone, without what only training needs, as safetensors",
 }
 
 

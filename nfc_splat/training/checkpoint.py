@@ -103,9 +103,7 @@ def write_checkpoint(folder: Path, header: Header, tensors: Mapping[str, Tensor]
     ready = _separate({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     text = json.dumps(to_plain(header), allow_nan=False)
     try:
-        with atomic_path(path) as temporary:
-            save_file(ready, temporary, metadata={"header": text})
-            temporary.chmod(0o666 & ~_umask())  # safetensors lets only the owner read it
+        save_tensors(path, ready, {"header": text})
     except (SafetensorError, UserError) as error:
         needed = sum(tensor.nbytes for tensor in ready.values()) + len(text)
         free = shutil.disk_usage(folder).free if folder.is_dir() else 0
@@ -117,6 +115,13 @@ def write_checkpoint(folder: Path, header: Header, tensors: Mapping[str, Tensor]
     write_json(folder / "latest.json", {"step": header.step, "file": path.name})
     _prune(folder, header.step, keep)
     return path
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file atomically; SafetensorError or `UserError` when it cannot be written."""
+    with atomic_path(path) as temporary:
+        save_file(dict(tensors), temporary, metadata=dict(metadata))
+        temporary.chmod(0o666 & ~_umask())  # safetensors lets only the owner read it
 
 
 def checkpoint_files(folder: Path) -> dict[int, Path]:
