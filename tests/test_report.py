@@ -195,6 +195,15 @@ def test_views_of_several_runs_are_the_same_views(runs):
     assert sorted(tags) == ["best", "best", "median", "median", "worst", "worst"]
 
 
+def test_no_view_is_the_best_of_equal_ones(made, tmp_path):
+    copies = [Path(shutil.copytree(made / "plain", tmp_path / f"run{index}")) for index in range(2)]
+    copies.append(made / "bright")
+    (group,) = view_groups(read_runs(copies[:2]))
+    assert not any(column.best for shown in group.views for column in shown.columns)
+    (group,) = view_groups(read_runs(copies))
+    assert [[column.best for column in shown.columns] for shown in group.views] == [[False, False, True]] * 3
+
+
 def test_other_photographs_are_another_group(runs, tmp_path):
     other = write_run(tmp_path / "other")
     path = min((other / "gt").iterdir())
@@ -342,6 +351,20 @@ def test_wrong_types_are_no_numbers(runs, tmp_path):
     edit(runs["plain"] / "config.json", train={"method": {"a": 1}, "model": 3}, earlier=7, command="rm", scene=[])
     page = report(tmp_path, runs["plain"], runs["bright"])
     assert len(page.values("psnr")) == len(page.values("ssim")) == len(page.values("primitives")) == 1
+
+
+def test_integers_that_no_float_holds_are_no_numbers(runs, tmp_path):
+    write_surface(runs["plain"])
+    for name in ("eval/summary.json", "mesh-eval/metrics.json", "config.json"):
+        text = (runs["plain"] / name).read_text()
+        huge = re.sub(r'("(?:psnr|step|accuracy|per_mesh|seed|steps)": )[0-9.]+', rf"\g<1>1{'0' * 400}", text)
+        assert huge != text
+        (runs["plain"] / name).write_text(huge)
+    page = report(tmp_path, runs["plain"], runs["bright"])
+    assert len(page.values("psnr")) == 1
+    (found,) = surfaces(read_runs([runs["plain"]])).found
+    assert found.rows[("accuracy", "cm")].value == "-"
+    assert found.rows[("completeness", "cm")].value == "1.205"
 
 
 def test_a_folder_that_is_no_run_is_refused(runs, tmp_path):

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nfc_splat.report.folder import Run, at, number
+from nfc_splat.report.folder import Run, at, leading, number
 
 COLUMNS = {
     "psnr": "PSNR",
@@ -220,12 +220,10 @@ def _mark_best(rows: Sequence[Row], runs: Sequence[Run]) -> None:
     """Mark the best of every column where there are several; those that look the same share the mark."""
     machines = {json.dumps([run.told("hardware"), run.told("train", "threads")], sort_keys=True) for run in runs}
     for key, choose in (BETTER | (CHEAPER if len(machines) == 1 else {})).items():
-        known = [row.cells[key] for row in rows if row.cells[key].value is not None]
-        if len(known) > 1:
-            best = choose(known, key=lambda cell: cell.value).text
-            if any(cell.text != best for cell in known):
-                for cell in known:
-                    cell.best = cell.text == best
+        cells = [row.cells[key] for row in rows]
+        marks = leading([cell.value for cell in cells], [cell.text for cell in cells], choose)
+        for cell, best in zip(cells, marks, strict=True):
+            cell.best = best
 
 
 # ---------------------------------------------------------------------------------------------------- protocol

@@ -9,7 +9,7 @@ from nfc_splat.eval.geometry import GeometryMetrics
 from nfc_splat.eval.mesh import label_of, metric_names, shown_as
 from nfc_splat.eval.protocols import PROTOCOLS
 from nfc_splat.files import read_json
-from nfc_splat.report.folder import MAX_BYTES, Run, at, number, read_png
+from nfc_splat.report.folder import MAX_BYTES, Run, at, leading, number, read_png
 from nfc_splat.report.pictures import Detail, Picture, encoded, missing
 
 FOLDER = "mesh-eval"
@@ -119,13 +119,12 @@ def _with_best(found: Sequence[Surface]) -> list[Surface]:
     """The surfaces with the best entry of every row marked; entries that look the same share the mark."""
     marked: list[dict[tuple[str, str], Entry]] = [dict(surface.rows) for surface in found]
     for label in found[0].rows:
-        values = [float(rows[label].value) for rows in marked if label in rows and rows[label].value != "-"]
-        if len(set(values)) < 2:
-            continue
-        best = min(values) if label[0].lower().startswith(LOWER) else max(values)
-        for rows in marked:
-            if label in rows and rows[label].value != "-":
-                rows[label] = replace(rows[label], best=float(rows[label].value) == best)
+        texts = [rows[label].value if label in rows else "-" for rows in marked]
+        values = [None if text == "-" else float(text) for text in texts]
+        choose = min if label[0].lower().startswith(LOWER) else max
+        for rows, best in zip(marked, leading(values, texts, choose), strict=True):
+            if best:
+                rows[label] = replace(rows[label], best=True)
     return [replace(surface, rows=rows) for surface, rows in zip(found, marked, strict=True)]
 
 

@@ -1,11 +1,12 @@
 """Which views the report shows: the worst, the median and the best of every run, and of runs that were measured on the
 same photographs the same views side by side."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from nfc_splat.report.folder import Run, View
+from nfc_splat.report.folder import Run, View, leading
 from nfc_splat.report.pictures import Depth, Detail, Picture, RunPictures
 
 MAX_PICTURES = 240  # of the whole report
@@ -106,9 +107,10 @@ def _shown(runs: Sequence[Run], name: str, pictures: dict[int, RunPictures]) -> 
     rows = {index: next(view for view in runs[index].views if view.name == name) for index in pictures}
     depths = {index: pictures[index].depth_of(view) for index, view in rows.items()}
     depth_range = _common_range(depths.values())
-    best = max((view.rank for view in rows.values()), default=0.0)
+    ranks = [None if view.rank == -math.inf else view.rank for view in rows.values()]
+    marks = leading(ranks, [f"{view.rank:.2f}" for view in rows.values()], max)
     columns = []
-    for index, view in rows.items():
+    for (index, view), best in zip(rows.items(), marks, strict=True):
         tags = tuple(kind for kind, chosen in extremes(runs[index].views).items() if chosen == name)
         drawn = pictures[index]
         columns.append(
@@ -119,7 +121,7 @@ def _shown(runs: Sequence[Run], name: str, pictures: dict[int, RunPictures]) -> 
                 view.psnr,
                 view.ssim,
                 view.identical,
-                len(rows) > 1 and view.rank == best,
+                best,
                 drawn.render(view),
                 drawn.error(view),
                 drawn.depth(view, depths[index], depth_range),
