@@ -231,9 +231,11 @@ def test_large_pictures_are_reduced():
 
 def test_the_number_of_pictures_has_a_bound(made, tmp_path):
     copies = [Path(shutil.copytree(made / "plain", tmp_path / f"run{index}")) for index in range(90)]
+    for index, copy in enumerate(copies):
+        edit(copy / "config.json", train={"scene": "/data/room", "loss_weight": index})
     page = report(tmp_path, *copies)
     assert len(page.all("img")) <= MAX_PICTURES
-    assert "Pictures of the first 79 of 90 runs" in page.text
+    assert "Pictures of the first 26 of these 90" in page.text
     assert len([a for _, a in page.elements if a.get("data-key") == "psnr"]) == 90
 
 
@@ -255,6 +257,16 @@ def test_results_of_a_comparison_come_first(runs, tmp_path):
     kind, _, data = image["src"].partition(",")
     assert kind == "data:image/svg+xml;base64"  # as an image, whose scripts no browser runs
     assert base64.b64decode(data).decode() == plot.svg
+
+
+def test_the_words_before_the_numbers_name_the_row(runs, tmp_path):
+    rows = [["method", "", "PSNR"], ["dvgo", "classification", "31.5"], ["nerf", "", "30.1"]]
+    path = tmp_path / "page.html"
+    write_report([runs["plain"]], path, tables=[Table("Table 1", rows, numbers=(2,)), Table("Table 2", rows)])
+    heads = re.findall(r"<tr>(.*?)</tr>", path.read_text(), re.DOTALL)
+    cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", re.sub(r"</?span[^>]*>", "", head)) for head in heads]
+    assert cells[:3] == [["method, variant", "PSNR"], ["dvgo classification", "31.5"], ["nerf", "30.1"]]
+    assert cells[4] == ["dvgo", "classification", "31.5"]  # without numbers the first column alone names it
 
 
 # ----------------------------------------------------------------------------------------------- surfaces
@@ -303,7 +315,7 @@ def test_an_unfinished_run_is_shown_as_far_as_it_got(runs, tmp_path):
     assert f"Not finished: the log ends at step {STEPS // 2} of {STEPS}, eval/summary.json is missing." in page.text
     assert f"{STEPS // 2} of {STEPS}" in page.text
     (data,) = [json.loads(code) for code in page.code["script"] if code.startswith("{")]
-    assert {line["run"] for line in data["charts"][0]["lines"]} == {0, 1}
+    assert {line["variant"] for line in data["charts"][0]["lines"]} == {0, 1}
     page = report(tmp_path, stopped)
     assert "There are no views to show" in page.text
 

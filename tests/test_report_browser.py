@@ -147,8 +147,8 @@ def test_curves_are_read_with_the_pointer_and_the_keys(browser_page, several):
     assert f"step {STEPS}" in chart.locator(".read").inner_text()
     svg.press("Escape")
     page.locator(".legend input").first.uncheck()
-    assert not chart.locator('path.raw[data-run="0"]').is_visible()
-    assert chart.locator('g[data-run="1"] path.line').is_visible()
+    assert not chart.locator('path.raw[data-variant="0"]').is_visible()
+    assert chart.locator('g[data-variant="1"] path.line').is_visible()
     assert (visit.errors, visit.refused) == ([], [])
 
 

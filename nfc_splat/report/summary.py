@@ -167,13 +167,13 @@ def _listing(names: Sequence[str]) -> str:
 
 
 def _notes(runs: Sequence[Run]) -> list[str]:
-    """What the evaluation remarked, each once, with the runs that it is about."""
+    """What the evaluation remarked, each once, with the runs that it is about where that is not all."""
     found: dict[str, list[str]] = {}
     for run in runs:
         notes = run.measured("notes")
         for note in notes if isinstance(notes, list) else ():
             found.setdefault(str(note), []).append(run.name)
-    return [note if len(runs) == 1 else f"{note} ({_listing(names)})" for note, names in found.items()]
+    return [note if len(names) == len(runs) else f"{note} ({_listing(names)})" for note, names in found.items()]
 
 
 # ---------------------------------------------------------------------------------------------------- cells

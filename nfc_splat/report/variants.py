@@ -44,9 +44,10 @@ def representatives(runs: Sequence[Run], variants: Sequence[Variant]) -> dict[in
 
 
 def _settings(run: Run) -> str:
-    """Everything that was chosen but the seed; empty where that is not known."""
-    known = {name: value for name, value in flattened(settings_of(run)).items() if name != "seed"}
-    return json.dumps(known, sort_keys=True) if run.told("train") else ""
+    """Everything that was chosen but the seed, and the threads, which follow the machine; empty where nothing is
+    known."""
+    chosen = {name: value for name, value in settings_of(run).items() if name not in ("seed", "threads")}
+    return json.dumps(flattened(chosen), sort_keys=True) if chosen else ""
 
 
 def _by_measurement(runs: Sequence[Run], group: Sequence[int]) -> list[list[int]]:
@@ -121,7 +122,7 @@ def _cell(key: str, cells: Sequence[Cell]) -> Cell:
 
 
 def variant_columns(columns: Mapping[str, str]) -> dict[str, str]:
-    """The columns of the table of variants: how many runs, after the metrics."""
+    """The columns of the table of variants: how many runs after the metrics, and no seed."""
     quality = {key: label for key, label in columns.items() if key in SPREADS}
-    rest = {key: label for key, label in columns.items() if key not in SPREADS}
+    rest = {key: label for key, label in columns.items() if key not in (*SPREADS, "seed")}
     return quality | {"runs": "Runs"} | rest
