@@ -193,6 +193,8 @@ def test_single_runs_are_folded_up_until_a_link_leads_there(browser_page, addres
     runs.locator("a").nth(4).click()
     page.wait_for_function("document.querySelector('#run-4').checkVisibility()")
     assert page.locator("#run-4 h3").inner_text() == "room-dvgo-classification-43"
+    dots = [page.locator(place).first.get_attribute("class") for place in ("#run-4 .dot", "#variant-1 > summary .dot")]
+    assert dots == ["dot c1 d0"] * 2
     page.locator("table.variants a").nth(2).click()
     page.wait_for_function("document.querySelector('#variant-2').open")
     assert page.evaluate(
