@@ -131,6 +131,7 @@ def test_rather_fewer_runs_than_no_median(sweep, tmp_path):
     tags = [tag for shown in group.views for column in shown.columns for tag in column.tags]
     assert {"worst", "median", "best"} <= set(tags)
     assert "Pictures of the first 26 of these 40" in group.notes[0]
+    assert [len(view_groups(read_runs(many[:count]))[0].views) for count in (8, 9)] == [5, 3]
 
 
 # ----------------------------------------------------------------------------------------------- in a browser

@@ -9,9 +9,10 @@ from itertools import zip_longest
 
 from nfc_splat.report.folder import Run, View, leading
 from nfc_splat.report.pictures import Depth, Detail, Picture, RunPictures
+from nfc_splat.report.variants import FEW
 
 MAX_PICTURES = 240  # of the whole report
-LEAST_VIEWS, MAX_VIEWS = 3, 6  # of a group; rather fewer runs than no worst, median or best view
+LEAST_VIEWS, MAX_VIEWS = 3, 6  # of a group, of many runs and of few; rather fewer runs than no median view
 KINDS = ("worst", "median", "best")
 DETAILS = ((60, Detail(800, exact=True)), (120, Detail(560)), (MAX_PICTURES, Detail(420)))  # by the number of pictures
 
@@ -72,8 +73,9 @@ def _plan(runs: Sequence[Run], indices: Sequence[int], budget: int) -> tuple[lis
     shown = list(indices)[: max(1, (budget // LEAST_VIEWS - 1) // 3)]
     if len(shown) < len(indices):
         notes.append(f"Pictures of the first {len(shown)} of these {len(indices)}, so that the file stays small.")
+    most = MAX_VIEWS if len(runs) <= FEW else LEAST_VIEWS
     wanted = _wanted([runs[index].views for index in shown])
-    names = wanted[: max(1, min(MAX_VIEWS, budget // (1 + 3 * len(shown))))]
+    names = wanted[: max(1, min(most, budget // (1 + 3 * len(shown))))]
     if len(names) < len(wanted):
         notes.append(f"{len(names)} of the {len(wanted)} views that are the worst, the median or the best of a run.")
     ranks = {view.name: view.rank for view in runs[shown[0]].views}
