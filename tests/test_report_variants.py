@@ -97,6 +97,14 @@ def test_the_table_has_means_and_standard_deviations(sweep):
     assert list(variant_columns({"psnr": "PSNR", "steps": "Steps", "seed": "Seed"})) == ["psnr", "runs", "steps"]
 
 
+def test_numbers_too_large_to_be_averaged_are_none(sweep):
+    for run, psnr in zip(sweep, ("1e308", "1e308", "21.0"), strict=False):
+        path = run / "eval" / "summary.json"
+        path.write_text(path.read_text().replace(f'"psnr": {read_json(path)["psnr"]}', f'"psnr": {psnr}'))
+    cell = table(sweep)[0].rows[0].cells["psnr"]
+    assert (cell.text, cell.spread) == ("21.00", "")
+
+
 def test_settings_and_surfaces_of_variants(sweep):
     for run, accuracy in zip(sweep, (0.01, 0.02, 0.03, 0.02, 0.02, 0.02), strict=False):
         write_surface(run, accuracy=accuracy)

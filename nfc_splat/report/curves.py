@@ -16,6 +16,7 @@ from nfc_splat.errors import UserError
 from nfc_splat.files import parse_json
 
 MAX_LOG_BYTES = 256 * 2**20
+MAX_NUMBER = 1e300  # of any file; what is larger is no measurement, and sums of it overflow
 WIDTH, HEIGHT = 420, 250
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 30
 RAW_BUCKETS, SMOOTH_POINTS = 160, 200
@@ -92,7 +93,7 @@ def _record(line: str) -> dict[str, Any] | None:
 
 def _finite(value: Any) -> float | None:
     known = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if known and abs(value) < 1e300 else None
+    return float(value) if known and abs(value) < MAX_NUMBER else None
 
 
 # ---------------------------------------------------------------------------------------------------- smoothing

@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from PIL import Image
 
 from nfc_splat.errors import UserError
 from nfc_splat.files import contained_path, read_json
-from nfc_splat.report.curves import Log, read_log
+from nfc_splat.report.curves import MAX_NUMBER, Log, read_log
 
 MAX_BYTES = 64 * 2**20  # of a JSON file or a picture
 MAX_PIXELS = 64 * 10**6
@@ -87,9 +86,9 @@ def at(record: Any, *keys: str) -> Any:
 
 
 def number(value: Any) -> float | None:
-    """A finite number of a JSON file; None for anything else, an integer beyond the largest float included."""
+    """A number of a JSON file, of less than `MAX_NUMBER`; None for anything else."""
     known = isinstance(value, int | float) and not isinstance(value, bool)
-    return value if known and abs(value) <= sys.float_info.max else None
+    return value if known and abs(value) < MAX_NUMBER else None
 
 
 def leading(values: Sequence[float | None], texts: Sequence[str], choose: Callable[..., float]) -> list[bool]:
