@@ -306,6 +306,14 @@ def test_a_damaged_surface_is_a_reason(runs, tmp_path, content):
     assert "mesh-eval/metrics.json: " in report(tmp_path, runs["plain"]).text
 
 
+@pytest.mark.parametrize("name", [{"a": 1}, ["replica"], "unheard of"])
+def test_a_surface_by_an_unknown_protocol_is_a_reason(runs, tmp_path, name):
+    write_surface(runs["plain"])
+    path = runs["plain"] / "mesh-eval" / "metrics.json"
+    edit(path, protocol=read_json(path)["protocol"] | {"name": name})
+    assert "expected the metrics of a surface as eval mesh writes them" in report(tmp_path, runs["plain"]).text
+
+
 # ----------------------------------------------------------------------------------------------- what is missing
 
 

@@ -101,7 +101,8 @@ def _metrics(record: Any, source: str) -> GeometryMetrics:
     protocol, thresholds = at(record, "protocol"), at(record, "protocol", "thresholds")
     known = all(isinstance(block, Mapping) for block in blocks) and isinstance(thresholds, list)
     limits = [number(value) for value in thresholds] if known else [None]
-    if None in limits or not limits or at(protocol, "name") not in PROTOCOLS:
+    name = at(protocol, "name")
+    if None in limits or not limits or not isinstance(name, str) or name not in PROTOCOLS:
         raise UserError(f"{source}: expected the metrics of a surface as eval mesh writes them")
     scores = [{str(name): number(value) for name, value in block.items()} for block in blocks]
     notes = tuple(str(note) for note in record["notes"]) if isinstance(record.get("notes"), list) else ()
