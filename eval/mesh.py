@@ -6,7 +6,6 @@ distance of each point or vertex: `accuracy_samples.ply` and `completeness_sampl
 picture has them.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from nfc_splat.eval.geometry import Evaluation, GeometryMetrics, kind_of
 from nfc_splat.eval.preparation import ROLES
 from nfc_splat.eval.protocols import PROTOCOLS, Protocol, with_choices
 from nfc_splat.eval.scene_files import read_scene_geometry
-from nfc_splat.files import write_json
+from nfc_splat.files import expect_writable, write_json
 from nfc_splat.options import parse_options
 from nfc_splat.terminal import print_table
 
@@ -152,7 +151,7 @@ def main(argv: Sequence[str]) -> int:
         Options, argv, PROGRAM, default=default, positional=words, expected="PRED, GT and flags only"
     )
     folder = options.out or options.pred.with_name(f"{options.pred.stem}-eval")
-    _expect_writable(folder)
+    expect_writable(folder)
     protocol = with_choices(
         PROTOCOLS[options.protocol], thresholds=options.threshold, samples=options.samples, repeats=options.repeats
     )
@@ -203,14 +202,6 @@ def _expect_used(options: Options, protocol: Protocol) -> None:
             raise UserError(f"--{flag} says nothing to --protocol {protocol.name}; expected one of: {others}")
     if options.up is not None and not options.pictures:
         raise UserError("--up is about the picture, which --no-pictures leaves out; give one of them")
-
-
-def _expect_writable(folder: Path) -> None:
-    """Refuse a folder of results that cannot be made, before the work."""
-    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    if not place.is_dir() or not os.access(place, os.W_OK):
-        found = "is not writable" if place.is_dir() else "is a file"
-        raise UserError(f"cannot write to {folder}: {place} {found}; choose another --out")
 
 
 def shown_as(unit: Literal["cm", "mm"] | None, protocol: Protocol) -> Shown:

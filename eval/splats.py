@@ -15,6 +15,7 @@ import tyro
 from nfc_splat.chosen_run import splat_model
 from nfc_splat.data.config import DataConfig
 from nfc_splat.errors import UserError
+from nfc_splat.files import expect_writable
 from nfc_splat.options import parse_options
 from nfc_splat.terminal import progress
 
@@ -38,7 +39,7 @@ class Options:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to render."""
     out: Path | None = None
-    """Folder for metrics and pictures; by default FILE without its ending."""
+    """Folder for metrics and pictures; by default FILE-eval, beside the file."""
     download_lpips: bool = False
     """Fetch absent LPIPS weights (up to 760 MB)."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -56,6 +57,8 @@ def main(arguments: Sequence[str]) -> int:
     from nfc_splat.training.config import choose_device
 
     options = _parse(arguments)
+    folder = options.out or options.file.with_name(f"{options.file.stem}-eval")
+    expect_writable(folder)
     set_threads(None)
     device = choose_device(options.device)
     model, dropped = splat_model(options.file, Config(near_plane=options.near_plane), device)
@@ -64,7 +67,6 @@ def main(arguments: Sequence[str]) -> int:
     if not split:
         there = ", ".join(f"{name} ({len(views)})" for name, views in scene.splits.items())
         raise UserError(f"--split {options.split}: {scene.name} has no such views, it has {there}; choose another")
-    folder = options.out or options.file.with_suffix("")
     protocol = PROTOCOLS[options.protocol]
     with progress(len(split) - protocol.left_out, "views") as advance:
         summary = evaluate_views(

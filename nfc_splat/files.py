@@ -51,6 +51,14 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def expect_writable(folder: Path) -> None:
+    """Refuse a folder of results that cannot be made or written, before the work; makes nothing."""
+    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        found = "is not writable" if place.is_dir() else "is a file"
+        raise UserError(f"cannot write to {folder}: {place} {found}; choose another --out")
+
+
 def sweep_leftovers(folder: Path) -> None:
     """Remove temporary files that processes now dead left below `folder`."""
     for leftover in Path(folder).rglob(".*.tmp-*"):

@@ -1,6 +1,7 @@
 """Gaussians of another tool, measured on a scene's views and drawn along a path, from the command line."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -82,6 +83,22 @@ def test_gaussians_moved_or_behind_the_near_plane_measure_worse(folder, tmp_path
     assert scores["moved"] < 25
     truth = np.asarray(Image.open(folder / "scene/images/0.png")) / 255
     assert scores["cut"] == pytest.approx(-10 * np.log10(((1 - truth) ** 2).mean()), abs=1e-3)
+
+
+def test_a_scene_named_like_the_file_is_left_alone(folder):
+    write_splats(folder / "scene.ply", Splats(**door_splats(folder)[0]))
+    before = sorted(folder.glob("scene/**/*"))
+    assert door.main([str(folder / "scene.ply"), str(folder / "scene"), "--background", "white"]) == 0
+    assert (folder / "scene-eval/eval/summary.json").is_file()
+    assert sorted(folder.glob("scene/**/*")) == before
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_read(folder, tmp_path):
+    shutil.copy(folder / "other.ply", tmp_path / "plain")
+    (tmp_path / "plain-eval").write_text("mine")
+    for words, place in (([], "plain-eval"), (["--out", str(tmp_path / "plain" / "out")], "plain")):
+        with pytest.raises(UserError, match=f"{tmp_path / place} is a file; choose another --out"):
+            door.main([str(tmp_path / "plain"), str(tmp_path / "no-scene"), *words])
 
 
 def door_splats(folder):

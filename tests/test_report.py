@@ -195,6 +195,15 @@ def test_views_of_several_runs_are_the_same_views(runs):
     assert sorted(tags) == ["best", "best", "median", "median", "worst", "worst"]
 
 
+def test_no_view_is_the_best_of_equal_ones(made, tmp_path):
+    copies = [Path(shutil.copytree(made / "plain", tmp_path / f"run{index}")) for index in range(2)]
+    copies.append(made / "bright")
+    (group,) = view_groups(read_runs(copies[:2]))
+    assert not any(column.best for shown in group.views for column in shown.columns)
+    (group,) = view_groups(read_runs(copies))
+    assert [[column.best for column in shown.columns] for shown in group.views] == [[False, False, True]] * 3
+
+
 def test_other_photographs_are_another_group(runs, tmp_path):
     other = write_run(tmp_path / "other")
     path = min((other / "gt").iterdir())
@@ -222,9 +231,11 @@ def test_large_pictures_are_reduced():
 
 def test_the_number_of_pictures_has_a_bound(made, tmp_path):
     copies = [Path(shutil.copytree(made / "plain", tmp_path / f"run{index}")) for index in range(90)]
+    for index, copy in enumerate(copies):
+        edit(copy / "config.json", train={"scene": "/data/room", "loss_weight": index})
     page = report(tmp_path, *copies)
-    assert len(page.all("img")) <= MAX_PICTURES
-    assert "Pictures of the first 79 of 90 runs" in page.text
+    assert len([image for image in page.all("img") if "src" in image]) <= MAX_PICTURES
+    assert "Pictures of the first 26 of these 90" in page.text
     assert len([a for _, a in page.elements if a.get("data-key") == "psnr"]) == 90
 
 
@@ -246,6 +257,16 @@ def test_results_of_a_comparison_come_first(runs, tmp_path):
     kind, _, data = image["src"].partition(",")
     assert kind == "data:image/svg+xml;base64"  # as an image, whose scripts no browser runs
     assert base64.b64decode(data).decode() == plot.svg
+
+
+def test_the_words_before_the_numbers_name_the_row(runs, tmp_path):
+    rows = [["method", "", "PSNR"], ["dvgo", "classification", "31.5"], ["nerf", "", "30.1"]]
+    path = tmp_path / "page.html"
+    write_report([runs["plain"]], path, tables=[Table("Table 1", rows, numbers=(2,)), Table("Table 2", rows)])
+    heads = re.findall(r"<tr>(.*?)</tr>", path.read_text(), re.DOTALL)
+    cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", re.sub(r"</?span[^>]*>", "", head)) for head in heads]
+    assert cells[:3] == [["method, variant", "PSNR"], ["dvgo classification", "31.5"], ["nerf", "30.1"]]
+    assert cells[4] == ["dvgo", "classification", "31.5"]  # without numbers the first column alone names it
 
 
 # ----------------------------------------------------------------------------------------------- surfaces
@@ -285,6 +306,14 @@ def test_a_damaged_surface_is_a_reason(runs, tmp_path, content):
     assert "mesh-eval/metrics.json: " in report(tmp_path, runs["plain"]).text
 
 
+@pytest.mark.parametrize("name", [{"a": 1}, ["replica"], "unheard of"])
+def test_a_surface_by_an_unknown_protocol_is_a_reason(runs, tmp_path, name):
+    write_surface(runs["plain"])
+    path = runs["plain"] / "mesh-eval" / "metrics.json"
+    edit(path, protocol=read_json(path)["protocol"] | {"name": name})
+    assert "expected the metrics of a surface as eval mesh writes them" in report(tmp_path, runs["plain"]).text
+
+
 # ----------------------------------------------------------------------------------------------- what is missing
 
 
@@ -294,7 +323,7 @@ def test_an_unfinished_run_is_shown_as_far_as_it_got(runs, tmp_path):
     assert f"Not finished: the log ends at step {STEPS // 2} of {STEPS}, eval/summary.json is missing." in page.text
     assert f"{STEPS // 2} of {STEPS}" in page.text
     (data,) = [json.loads(code) for code in page.code["script"] if code.startswith("{")]
-    assert {line["run"] for line in data["charts"][0]["lines"]} == {0, 1}
+    assert {line["variant"] for line in data["charts"][0]["lines"]} == {0, 1}
     page = report(tmp_path, stopped)
     assert "There are no views to show" in page.text
 
@@ -342,6 +371,20 @@ def test_wrong_types_are_no_numbers(runs, tmp_path):
     edit(runs["plain"] / "config.json", train={"method": {"a": 1}, "model": 3}, earlier=7, command="rm", scene=[])
     page = report(tmp_path, runs["plain"], runs["bright"])
     assert len(page.values("psnr")) == len(page.values("ssim")) == len(page.values("primitives")) == 1
+
+
+def test_integers_that_no_float_holds_are_no_numbers(runs, tmp_path):
+    write_surface(runs["plain"])
+    for name in ("eval/summary.json", "mesh-eval/metrics.json", "config.json"):
+        text = (runs["plain"] / name).read_text()
+        huge = re.sub(r'("(?:psnr|step|accuracy|per_mesh|seed|steps)": )[0-9.]+', rf"\g<1>1{'0' * 400}", text)
+        assert huge != text
+        (runs["plain"] / name).write_text(huge)
+    page = report(tmp_path, runs["plain"], runs["bright"])
+    assert len(page.values("psnr")) == 1
+    (found,) = surfaces(read_runs([runs["plain"]])).found
+    assert found.rows[("accuracy", "cm")].value == "-"
+    assert found.rows[("completeness", "cm")].value == "1.205"
 
 
 def test_a_folder_that_is_no_run_is_refused(runs, tmp_path):

@@ -147,8 +147,8 @@ def test_curves_are_read_with_the_pointer_and_the_keys(browser_page, several):
     assert f"step {STEPS}" in chart.locator(".read").inner_text()
     svg.press("Escape")
     page.locator(".legend input").first.uncheck()
-    assert not chart.locator('path.raw[data-run="0"]').is_visible()
-    assert chart.locator('g[data-run="1"] path.line').is_visible()
+    assert not chart.locator('path.raw[data-variant="0"]').is_visible()
+    assert chart.locator('g[data-variant="1"] path.line').is_visible()
     assert (visit.errors, visit.refused) == ([], [])
 
 
@@ -213,8 +213,10 @@ def test_without_scripts_all_but_the_sliders_is_there(browser_page, single):
     assert "at the end" in text(page, ".read")
 
 
-def test_hostile_names_do_nothing(browser_page, tmp_path):
+@pytest.mark.parametrize("copies", [0, 7])
+def test_hostile_names_do_nothing(browser_page, tmp_path, copies):
     runs = [hostile_run(tmp_path / name.replace("/", "")) for name in HOSTILE[:2]]
+    runs += [Path(shutil.copytree(runs[0], f"{runs[0]}{index}")) for index in range(copies)]
     dialogs = []
     visit = browser_page("about:blank", allowed=("file:", "about:"))
     visit.page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))

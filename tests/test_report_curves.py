@@ -113,8 +113,8 @@ def test_all_runs_are_in_one_chart_and_within_it():
     found = [series(lambda step: 10 / step, 500), series(lambda step: 10 / (step + 5), 500)]
     logs = [Log({"loss": loss}, 500, ()) for loss in found]
     logs.append(Log({}, None, ("missing",)))
-    (chart,) = charts(logs, ["a", "b", "c"])
-    assert [line.run for line in chart.lines] == [0, 1]
+    (chart,) = charts([[log] for log in logs], ["a", "b", "c"])
+    assert [line.variant for line in chart.lines] == [0, 1]
     assert chart.y.log
     assert "b ends at 0.0200 at step 500" in chart.description
     for line in chart.lines:
@@ -126,18 +126,47 @@ def test_all_runs_are_in_one_chart_and_within_it():
 
 def test_measurements_now_and_then_are_dots_and_not_smoothed():
     found = {"test_psnr": series(float, 100), "train_psnr": series(lambda step: step + 1.0, 100)}
-    (chart,) = charts([Log(found, 100, ())], ["a"])
+    (chart,) = charts([[Log(found, 100, ())]], ["a"])
     assert [line.dashed for line in chart.lines] == [False, True]
     assert chart.lines[0].points.values == [float(step) for step in range(1, 101)]
     assert len(chart.lines[0].dots) == 100
     assert "Dashed: training views" in chart.note
 
 
+def test_runs_of_a_variant_are_their_mean_with_a_band():
+    short = series(lambda step: 4.0 + step, 50)  # was stopped
+    logs = [
+        Log({"primitives": one}, 100, ()) for one in (series(float, 100), series(lambda step: 2.0 + step, 100), short)
+    ]
+    (chart,) = charts([logs], ["a"], crowded=True)
+    (line,) = chart.lines
+    assert line.points.steps == list(range(1, 101))
+    assert line.points.values == pytest.approx([step + (2 if step <= 50 else 1) for step in range(1, 101)])
+    corners = [tuple(map(float, pair.split())) for pair in line.band[1:-1].split("L")]
+    assert len(corners) == 200
+    for (x, y), step, value in (
+        (corners[0], 1, 5),
+        (corners[99], 100, 102),
+        (corners[100], 100, 100),
+        (corners[199], 1, 1),
+    ):
+        assert (x, y) == pytest.approx((chart.x.at(step), chart.y.at(value)), abs=0.06)
+
+
+def test_a_chart_of_many_has_a_line_for_each_and_nothing_faint():
+    keys = ("psnr", "test_psnr", "train_psnr")
+    variants = [[Log({key: series(lambda step, i=i: i + step % 7, 500) for key in keys}, 500, ())] for i in range(9)]
+    found = charts(variants, [str(index) for index in range(9)], crowded=True)
+    assert [(chart.key, len(chart.lines)) for chart in found] == [("psnr", 9), ("test_psnr", 9), ("train_psnr", 9)]
+    assert not any(line.raw or line.band or line.dashed for chart in found for line in chart.lines)
+    assert found[0].note == "Line: mean of 25 neighbouring points."
+
+
 def test_primitives_that_never_change_are_no_curve():
     constant = Log({"primitives": series(lambda step: 7, 50)}, 50, ())
     growing = Log({"primitives": series(float, 50)}, 50, ())
-    assert charts([constant], ["a"]) == []
-    assert [chart.key for chart in charts([constant, growing], ["a", "b"])] == ["primitives"]
+    assert charts([[constant]], ["a"]) == []
+    assert [chart.key for chart in charts([[constant], [growing]], ["a", "b"])] == ["primitives"]
 
 
 def test_an_axis_is_linear_between_its_ends():

@@ -10,10 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from nfc_splat.errors import UserError
 from nfc_splat.files import parse_json
 
 MAX_LOG_BYTES = 256 * 2**20
+MAX_NUMBER = 1e300  # of any file; what is larger is no measurement, and sums of it overflow
 WIDTH, HEIGHT = 420, 250
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 30
 RAW_BUCKETS, SMOOTH_POINTS = 160, 200
@@ -90,7 +93,7 @@ def _record(line: str) -> dict[str, Any] | None:
 
 def _finite(value: Any) -> float | None:
     known = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if known and abs(value) < 1e300 else None
+    return float(value) if known and abs(value) < MAX_NUMBER else None
 
 
 # ---------------------------------------------------------------------------------------------------- smoothing
@@ -156,21 +159,23 @@ class Axis:
 
 @dataclass(frozen=True)
 class Line:
-    """A run's line: SVG paths, and what the read-out needs.
+    """The line of a variant, which is one run or several: SVG paths, and what the read-out needs.
 
     Attributes:
-        run: its index in the report.
-        label: what the read-out adds to the run's name.
-        raw: path of what was logged, empty where that is the line itself.
+        variant: its index in the report.
+        label: what the read-out adds to the variant's name.
+        raw: path of what was logged, empty where that is the line itself or too much.
+        band: outline from the least to the greatest of several runs, else empty.
         path: of the line.
         dots: positions of single measurements.
-        dashed: whether it is the second line of the run.
+        dashed: whether it is the second line of the variant.
         points: steps and values of the line.
     """
 
-    run: int
+    variant: int
     label: str
     raw: str
+    band: str
     path: str
     dots: tuple[tuple[float, float], ...]
     dashed: bool
@@ -179,7 +184,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """Lines of all runs over the same axes. `x_ticks` and `y_ticks` are positions with their labels."""
+    """Lines of all variants over the same axes. `x_ticks` and `y_ticks` are positions with their labels."""
 
     key: str
     title: str
@@ -212,60 +217,116 @@ FIGURES = (
 )
 
 
-def charts(logs: Sequence[Log], names: Sequence[str]) -> list[Chart]:
-    """The charts for which any run has lines. Primitives are left out where they never change."""
+APART = (
+    Figure("PSNR of test views (dB)", {"test_psnr": ""}, 2, measured=True),
+    Figure("PSNR of training views (dB)", {"train_psnr": ""}, 2, measured=True),
+)
+CROWDED = tuple(part for figure in FIGURES for part in (APART if "test_psnr" in figure.keys else (figure,)))
+
+
+def charts(variants: Sequence[Sequence[Log]], names: Sequence[str], *, crowded: bool = False) -> list[Chart]:
+    """The charts for which any run has lines. Primitives are left out where they never change.
+
+    Args:
+        variants: the logs of the runs of each variant, which become one line.
+        names: of the variants.
+        crowded: whether there are many, so that charts have no more than a line for each.
+    """
+    logs = [log for variant in variants for log in variant]
     found = []
-    for figure in FIGURES:
+    for figure in CROWDED if crowded else FIGURES:
         if "primitives" in figure.keys and not any(
             len(set(log.series["primitives"].values)) > 1 for log in logs if "primitives" in log.series
         ):
             continue
         if any(key in log.series for log in logs for key in figure.keys):
-            found.append(_chart(figure, logs, names))
+            found.append(_chart(figure, variants, names, raw=not crowded))
     return found
 
 
-def _chart(figure: Figure, logs: Sequence[Log], names: Sequence[str]) -> Chart:
-    chosen = [
-        (run, label, index > 0, log.series[key])
-        for run, log in enumerate(logs)
-        for index, (key, label) in enumerate(figure.keys.items())
-        if key in log.series
-    ]
+@dataclass(frozen=True)
+class _Drawn:
+    """What becomes a line: the line itself, what was logged, and the least and the greatest of several runs."""
+
+    points: Series
+    raw: Series
+    low: Series
+    high: Series
+    window: int
+
+    @property
+    def all(self) -> tuple[Series, ...]:
+        return self.points, self.raw, self.low, self.high
+
+
+def _drawn(found: Sequence[Series], *, plain: bool, raw: bool) -> _Drawn:
+    """One run's series smoothed and thinned, or the mean of several; `plain` ones are not smoothed."""
+    kept = [(series, 1) if plain else smoothed(series) for series in found]
+    window = max(width for _, width in kept)
+    if len(found) > 1:
+        return _Drawn(*_together([series for series, _ in kept]), window=window)
+    logged = extremes(found[0], RAW_BUCKETS) if raw and not plain else Series()
+    return _Drawn(thinned(kept[0][0], SMOOTH_POINTS), logged, Series(), Series(), window)
+
+
+def _together(found: Sequence[Series]) -> tuple[Series, Series, Series, Series]:
+    """Mean, nothing, least and greatest at the steps of the longest series, each over those that reach the step."""
+    steps = thinned(max(found, key=lambda series: (series.steps[-1], len(series))), SMOOTH_POINTS).steps
+    columns = [np.interp(steps, series.steps, series.values, left=np.nan, right=np.nan) for series in found]
+    values = np.stack(columns)  # [runs, steps]
+    parts = [reduce(values, axis=0).tolist() for reduce in (np.nanmean, np.nanmin, np.nanmax)]
+    mean, low, high = (Series(list(steps), part) for part in parts)
+    return mean, Series(), low, high
+
+
+def _chart(figure: Figure, variants: Sequence[Sequence[Log]], names: Sequence[str], *, raw: bool) -> Chart:
     plain = figure.measured or "primitives" in figure.keys
-    drawn = [(series, 1) if plain else smoothed(series) for *_, series in chosen]
-    kept = [thinned(series, SMOOTH_POINTS) for series, _ in drawn]
-    raws = [Series() if plain else extremes(series, RAW_BUCKETS) for *_, series in chosen]
-    values = [value for series in (*kept, *raws) for value in series.values]
-    last = max(max(series.steps[-1] for *_, series in chosen), 1.0)
-    first = min(0.0, min(series.steps[0] for *_, series in chosen))
+    chosen = [
+        (variant, label, index > 0, _drawn(found, plain=plain, raw=raw))
+        for variant, logs in enumerate(variants)
+        for index, (key, label) in enumerate(figure.keys.items())
+        if (found := [log.series[key] for log in logs if key in log.series])
+    ]
+    drawn = [part for *_, part in chosen]
+    values = [value for part in drawn for series in part.all for value in series.values]
+    last = max(max(part.points.steps[-1] for part in drawn), 1.0)
+    first = min(0.0, min(part.points.steps[0] for part in drawn))
     log = figure.log and min(values) > 0 and max(values) / min(values) > LOG_SPAN
     x, x_ticks = _linear(first, last, LEFT, WIDTH - RIGHT, 5, tight=True)
     y, y_ticks = (_logarithmic if log else _linear)(min(values), max(values), HEIGHT - BOTTOM, TOP, 5)
-    lines = []
-    for (run, label, dashed, _), points, raw in zip(chosen, kept, raws, strict=True):
-        dots = tuple((x.at(s), y.at(v)) for s, v in zip(points.steps, points.values, strict=True))
-        path = _path(raw, x, y) if len(raw) > 1 else ""
-        lines.append(Line(run, label, path, _path(points, x, y), dots if figure.measured else (), dashed, points))
-    window = max(width for _, width in drawn)
-    note = f"Faint: as logged. Line: mean of {window} neighbouring points." if window > 1 else ""
-    note += " Logarithmic axis." if log else ""
-    if figure.measured and any(line.dashed for line in lines):
-        note = "Full: views held out. Dashed: training views."
-    said = [f"{names[line.run]} {line.label}".rstrip() + f" ends at {_last(line, figure.digits)}" for line in lines]
-    description = f"{figure.title} over steps; {'; '.join(said[:12])}"
+    lines = [_line(*one, x, y, dots=figure.measured) for one in chosen]
+    said = [f"{names[line.variant]} {line.label}".rstrip() + f" ends at {_last(line, figure.digits)}" for line in lines]
     return Chart(
         next(iter(figure.keys)),
         figure.title,
-        note.strip(),
+        _note(figure, drawn, lines, log=log),
         tuple(lines),
         x,
         y,
         tuple((x.at(value), _short(value)) for value in x_ticks),
         tuple((y.at(value), _short(value)) for value in y_ticks),
-        description,
+        f"{figure.title} over steps; {'; '.join(said[:12])}",
         figure.digits,
     )
+
+
+def _note(figure: Figure, drawn: Sequence[_Drawn], lines: Sequence[Line], *, log: bool) -> str:
+    """What the lines are."""
+    if figure.measured and any(line.dashed for line in lines):
+        return "Full: views held out. Dashed: training views."
+    window = max(part.window for part in drawn)
+    faint = "Faint: as logged. " if any(line.raw for line in lines) else ""
+    note = f"{faint}Line: mean of {window} neighbouring points." if window > 1 else ""
+    return (note + (" Logarithmic axis." if log else "")).strip()
+
+
+def _line(variant: int, label: str, dashed: bool, drawn: _Drawn, x: Axis, y: Axis, *, dots: bool) -> Line:
+    points = drawn.points
+    raw = _path(drawn.raw, x, y) if len(drawn.raw) > 1 else ""
+    back = Series(drawn.low.steps[::-1], drawn.low.values[::-1])
+    band = f"{_path(drawn.high, x, y)}L{_path(back, x, y)[1:]}Z" if len(back) > 1 else ""
+    places = tuple((x.at(s), y.at(v)) for s, v in zip(points.steps, points.values, strict=True)) if dots else ()
+    return Line(variant, label, raw, band, _path(points, x, y), places, dashed, points)
 
 
 def _last(line: Line, digits: int) -> str:

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from PIL import Image
 
 from nfc_splat.errors import UserError
 from nfc_splat.files import contained_path, read_json
-from nfc_splat.report.curves import Log, read_log
+from nfc_splat.report.curves import MAX_NUMBER, Log, read_log
 
 MAX_BYTES = 64 * 2**20  # of a JSON file or a picture
 MAX_PIXELS = 64 * 10**6
@@ -86,9 +86,23 @@ def at(record: Any, *keys: str) -> Any:
 
 
 def number(value: Any) -> float | None:
-    """A finite number of a JSON file; None for anything else."""
+    """A number of a JSON file, of less than `MAX_NUMBER`; None for anything else."""
     known = isinstance(value, int | float) and not isinstance(value, bool)
-    return value if known and math.isfinite(value) else None
+    return value if known and abs(value) < MAX_NUMBER else None
+
+
+def leading(values: Sequence[float | None], texts: Sequence[str], choose: Callable[..., float]) -> list[bool]:
+    """Which of several are marked as the best: those that look like it, and none where all look the same.
+
+    Args:
+        values: what they are ranked by, None for what has no value and no mark.
+        texts: what is shown of them, as many.
+        choose: `min` or `max`.
+    """
+    known = [index for index, value in enumerate(values) if value is not None]
+    shown = {texts[index] for index in known}
+    best = texts[choose(known, key=values.__getitem__)] if len(shown) > 1 else None
+    return [value is not None and text == best for value, text in zip(values, texts, strict=True)]
 
 
 def is_reportable(folder: Path) -> bool:

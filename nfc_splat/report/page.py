@@ -12,9 +12,10 @@ from nfc_splat import __version__
 from nfc_splat.files import atomic_path
 from nfc_splat.report import curves, pictures, settings, summary, surface, views
 from nfc_splat.report.folder import Run, read_runs
+from nfc_splat.report.variants import FEW, representatives, variant_blocks, variant_columns, variants_of
 
 TEMPLATES = Path(__file__).parent / "templates"
-COLORS = 8  # that tell runs apart; further ones have dashed lines
+COLORS, DASHES = 8, 4  # that tell runs apart, and so do both together
 DEFINITIONS = (
     ("PSNR", "in dB, the more the better: how small the mean squared error of the colours is."),
     ("SSIM", "at most 1, the more the better: how alike small neighbourhoods are."),
@@ -31,7 +32,8 @@ class Table:
     Attributes:
         title: above it.
         rows: cells, the same number in each row; the first row is the header.
-        numbers: columns that are right-aligned.
+        numbers: columns that are right-aligned. Those before the first of them are shown as one, which names the row
+            (its heading "variant" where the header is empty), so that a phone shows numbers beside it.
         notes: sentences below it.
     """
 
@@ -39,6 +41,11 @@ class Table:
     rows: Sequence[Sequence[str]]
     numbers: Sequence[int] = ()
     notes: Sequence[str] = ()
+
+    @property
+    def words(self) -> int:
+        """How many columns name the row."""
+        return max(1, min(self.numbers, default=1))
 
 
 @dataclass(frozen=True)
@@ -108,7 +115,12 @@ def _page(runs: Sequence[Run], title: str, **given: Any) -> str:
         error_bar=pictures.error_bar()[0], depth_bar=pictures.depth_bar()
     )
     script = (TEMPLATES / "script.js").read_text(encoding="utf-8")
-    charts = curves.charts([run.log for run in runs], [run.name for run in runs])
+    variants = variants_of(runs)
+    crowded = len(runs) > FEW
+    logs = [[runs[index].log for index in one.runs] for one in variants]
+    charts = curves.charts(logs, [one.name for one in variants], crowded=crowded)
+    numbers = summary.summarize(runs)
+    colors = [f"c{index % COLORS} d{min(index // COLORS, DASHES - 1)}" for index in range(len(variants))]
     return environment.get_template("page.html").render(
         title=title,
         policy=_policy(style, script),
@@ -117,17 +129,23 @@ def _page(runs: Sequence[Run], title: str, **given: Any) -> str:
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         version=__version__,
         runs=runs,
-        colors=[f"c{index % COLORS} d{min(index // COLORS, 2)}" for index in range(len(runs))],
-        summary=summary.summarize(runs),
+        variants=variants,
+        crowded=crowded,
+        colors=colors,
+        variant_of={index: number for number, one in enumerate(variants) for index in one.runs},
+        summary=numbers,
+        variant_blocks=variant_blocks(numbers, runs, variants),
+        variant_columns=variant_columns(numbers.columns),
+        problems=summary.problems(runs),
         number_columns=summary.NUMBERS,
         charts=charts,
         chart_data=[_chart_data(chart) for chart in charts],
         box=(curves.WIDTH, curves.HEIGHT, curves.LEFT, curves.RIGHT, curves.TOP, curves.BOTTOM),
         kinds_of_loss=len({repr((run.told("train", "method"), run.told("train", "loss"))) for run in runs}),
-        groups=views.view_groups(runs),
+        groups=views.view_groups(runs, representatives(runs, variants)),
         error_scale=pictures.error_bar()[1],
-        surfaces=surface.surfaces(runs),
-        differences=settings.differences(runs),
+        surfaces=surface.surfaces(runs, [(one.name, one.runs) for one in variants]),
+        differences=settings.differences(runs, [one.runs for one in variants]),
         origins=[settings.origin(run) for run in runs],
         definitions=DEFINITIONS,
         **given,
@@ -166,7 +184,7 @@ def _chart_data(chart: curves.Chart) -> Mapping[str, Any]:
         "y": axis(chart.y),
         "lines": [
             {
-                "run": line.run,
+                "variant": line.variant,
                 "label": line.label,
                 "steps": line.points.steps,
                 "values": [float(f"{value:.6g}") for value in line.points.values],

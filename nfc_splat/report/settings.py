@@ -16,7 +16,7 @@ TRAIN_PATH = ("nfc_splat/train.py", "nfc_splat\\train.py")
 
 @dataclass(frozen=True)
 class Difference:
-    """A setting and its value in every run; None where a run does not have it."""
+    """A setting and its value in every run or variant; None where one does not have it."""
 
     name: str
     values: tuple[str | None, ...]
@@ -39,9 +39,11 @@ class Origin:
     config: str
 
 
-def differences(runs: Sequence[Run]) -> Differences:
-    """Compare the configurations, the code and the machines of the runs."""
-    flat = [flattened(_compared(run)) for run in runs]
+def differences(runs: Sequence[Run], groups: Sequence[Sequence[int]] | None = None) -> Differences:
+    """Compare the configurations, the code and the machines of the runs; those of a group of indices are taken
+    together, and several values of one setting are listed."""
+    each = [flattened(_compared(run)) for run in runs]
+    flat = each if groups is None else [_together([each[index] for index in group]) for group in groups]
     names = dict.fromkeys(name for settings in flat for name in settings)
     names = sorted(names, key=lambda name: name.startswith(CIRCUMSTANCES))  # after the settings
     rows, partial = [], 0
@@ -55,6 +57,11 @@ def differences(runs: Sequence[Run]) -> Differences:
     return Differences(tuple(rows), partial)
 
 
+def _together(found: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    names = dict.fromkeys(name for settings in found for name in settings)
+    return {name: ", ".join(dict.fromkeys(one[name] for one in found if name in one)) for name in names}
+
+
 def flattened(value: Any, prefix: str = "") -> dict[str, str]:
     """The leaves of nested mappings as JSON, by their dotted names."""
     if not isinstance(value, Mapping):
@@ -65,11 +72,15 @@ def flattened(value: Any, prefix: str = "") -> dict[str, str]:
     return leaves
 
 
-def _compared(run: Run) -> dict[str, Any]:
+def settings_of(run: Run) -> dict[str, Any]:
+    """What was chosen for a run, as `config.json` has it."""
     train = run.told("train")
-    settings = {key: value for key, value in train.items() if key not in ASIDE} if isinstance(train, Mapping) else {}
+    return {key: value for key, value in train.items() if key not in ASIDE} if isinstance(train, Mapping) else {}
+
+
+def _compared(run: Run) -> dict[str, Any]:
     rest = {key: run.told(key) for key in CIRCUMSTANCES if run.told(key) is not None}
-    return settings | rest
+    return settings_of(run) | rest
 
 
 def origin(run: Run) -> Origin:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nfc_splat.report.folder import Run, at, number
+from nfc_splat.report.folder import Run, at, leading, number
 
 COLUMNS = {
     "psnr": "PSNR",
@@ -28,7 +28,7 @@ COLUMNS = {
 NUMBERS = ("psnr", "ssim", "lpips", "train_seconds", "peak_memory_mb", "steps", "primitives", "seed")
 BETTER = {"psnr": max, "ssim": max, "lpips": min}
 CHEAPER = {"train_seconds": min, "peak_memory_mb": min}  # marked where the machine is the same
-DIGITS = {"psnr": 2, "ssim": 4, "lpips": 4}
+SPREADS = ("psnr", "ssim", "lpips")
 
 
 @dataclass
@@ -39,11 +39,13 @@ class Cell:
         text: as shown.
         value: the number behind it, None where there is none.
         best: whether it is the best of those that it can be compared with.
+        spread: standard deviation, of a mean of several runs.
     """
 
     text: str
     value: float | None = None
     best: bool = False
+    spread: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def summarize(runs: Sequence[Run]) -> Summary:
     for index, found in enumerate(facts):
         groups.setdefault(json.dumps(found), []).append(index)
     for indices in groups.values():
-        _mark_best([rows[index] for index in indices], [runs[index] for index in indices])
+        mark_best([rows[index] for index in indices], [runs[index] for index in indices])
     _join_unmeasured(groups, runs)
     blocks = [
         Block(
@@ -151,18 +153,27 @@ def _warnings(runs: Sequence[Run], facts: Sequence[Mapping[str, str]]) -> list[s
     return warnings
 
 
+def problems(runs: Sequence[Run]) -> dict[str, list[int]]:
+    """What is wrong with the runs, with the indices of those of which that is said."""
+    found: dict[str, list[int]] = {}
+    for index, run in enumerate(runs):
+        if run.problems:
+            found.setdefault(" ".join(run.problems), []).append(index)
+    return found
+
+
 def _listing(names: Sequence[str]) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def _notes(runs: Sequence[Run]) -> list[str]:
-    """What the evaluation remarked, each once, with the runs that it is about."""
+    """What the evaluation remarked, each once, with the runs that it is about where that is not all."""
     found: dict[str, list[str]] = {}
     for run in runs:
         notes = run.measured("notes")
         for note in notes if isinstance(notes, list) else ():
             found.setdefault(str(note), []).append(run.name)
-    return [note if len(runs) == 1 else f"{note} ({_listing(names)})" for note, names in found.items()]
+    return [note if len(names) == len(runs) else f"{note} ({_listing(names)})" for note, names in found.items()]
 
 
 # ---------------------------------------------------------------------------------------------------- cells
@@ -180,22 +191,13 @@ def _cells(run: Run) -> dict[str, Cell]:
         "preset": _words(known("train", "preset")),
     }
     cells = {key: Cell(text or "-") for key, text in words.items()}
-    cells["seed"] = _cell(run.told("train", "seed"), "{:d}")
+    seed = number(run.told("train", "seed"))
+    cells["seed"] = Cell("-" if seed is None else str(int(seed)), seed)
     cells["steps"] = Cell(_steps(run), number(run.measured("step")))
-    cells["primitives"] = _cell(run.measured("primitives"), "{:,.0f}")
-    for key, digits in DIGITS.items():
-        cells[key] = _cell(run.measured(key), f"{{:.{digits}f}}")
-    seconds = number(run.measured("train_seconds"))
-    cells["train_seconds"] = Cell("-" if seconds is None else duration(seconds), seconds)
-    cells["peak_memory_mb"] = _cell(run.measured("peak_memory_mb"), "{:,.0f} MB")
+    for key in FORMATS.keys() - {"steps"}:
+        value = number(run.measured(key))
+        cells[key] = Cell("-" if value is None else FORMATS[key](value), value)
     return cells
-
-
-def _cell(value: Any, pattern: str) -> Cell:
-    known = number(value)
-    if known is None:
-        return Cell("-")
-    return Cell(pattern.format(int(known) if pattern == "{:d}" else known), known)
 
 
 def _steps(run: Run) -> str:
@@ -216,16 +218,25 @@ def duration(seconds: float) -> str:
     return f"{minutes}m{rest:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
 
 
-def _mark_best(rows: Sequence[Row], runs: Sequence[Run]) -> None:
+FORMATS = {
+    "psnr": "{:.2f}".format,
+    "ssim": "{:.4f}".format,
+    "lpips": "{:.4f}".format,
+    "train_seconds": duration,
+    "peak_memory_mb": "{:,.0f} MB".format,
+    "steps": "{:,.0f}".format,
+    "primitives": "{:,.0f}".format,
+}
+
+
+def mark_best(rows: Sequence[Row], runs: Sequence[Run]) -> None:
     """Mark the best of every column where there are several; those that look the same share the mark."""
     machines = {json.dumps([run.told("hardware"), run.told("train", "threads")], sort_keys=True) for run in runs}
     for key, choose in (BETTER | (CHEAPER if len(machines) == 1 else {})).items():
-        known = [row.cells[key] for row in rows if row.cells[key].value is not None]
-        if len(known) > 1:
-            best = choose(known, key=lambda cell: cell.value).text
-            if any(cell.text != best for cell in known):
-                for cell in known:
-                    cell.best = cell.text == best
+        cells = [row.cells[key] for row in rows]
+        marks = leading([cell.value for cell in cells], [cell.text for cell in cells], choose)
+        for cell, best in zip(cells, marks, strict=True):
+            cell.best = best
 
 
 # ---------------------------------------------------------------------------------------------------- protocol

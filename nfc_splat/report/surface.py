@@ -1,7 +1,9 @@
 """What `eval mesh` left in RUN/mesh-eval: the numbers as its own table has them, and the picture."""
 
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from nfc_splat.errors import UserError
@@ -9,7 +11,7 @@ from nfc_splat.eval.geometry import GeometryMetrics
 from nfc_splat.eval.mesh import label_of, metric_names, shown_as
 from nfc_splat.eval.protocols import PROTOCOLS
 from nfc_splat.files import read_json
-from nfc_splat.report.folder import MAX_BYTES, Run, at, number, read_png
+from nfc_splat.report.folder import MAX_BYTES, Run, at, leading, number, read_png
 from nfc_splat.report.pictures import Detail, Picture, encoded, missing
 
 FOLDER = "mesh-eval"
@@ -30,19 +32,21 @@ class Entry:
 
 @dataclass(frozen=True)
 class Surface:
-    """A run's surface.
+    """The surface of a run, or the surfaces of a variant's runs.
 
     Attributes:
-        run: its index in the report.
-        name: of the run.
-        said: how it was measured, in words; runs in which this is equal can be compared.
+        variant: its index in the report.
+        name: of the variant.
+        count: of how many runs the values are means.
+        said: how it was measured, in words; variants in which this is equal can be compared.
         rows: by label and unit.
-        picture: the errors in colour.
+        picture: the errors in colour, of the first run.
         notes: of the evaluation.
     """
 
-    run: int
+    variant: int
     name: str
+    count: int
     said: str
     rows: Mapping[tuple[str, str], Entry]
     picture: Picture
@@ -59,24 +63,36 @@ class Surfaces:
     problems: tuple[str, ...]
 
 
-def surfaces(runs: Sequence[Run]) -> Surfaces:
-    """The surfaces that were measured."""
-    paths = {index: run.folder / FOLDER / "metrics.json" for index, run in enumerate(runs)}
-    there = {index: path for index, path in paths.items() if path.exists()}
-    detail = DETAIL if len(there) <= FEW else LITTLE_DETAIL
-    found, problems = [], []
-    for index, path in there.items():
+def surfaces(runs: Sequence[Run], variants: Sequence[tuple[str, Sequence[int]]] | None = None) -> Surfaces:
+    """The surfaces that were measured, of each variant: its name and the indices of its runs; by default every run is
+    one. Where the runs of a variant were measured otherwise, the first is taken."""
+    if variants is None:
+        variants = [(run.name, (index,)) for index, run in enumerate(runs)]
+    there = [run for run in runs if _path(run).exists()]
+    read: dict[int, GeometryMetrics] = {}
+    problems = []
+    for index, run in enumerate(runs):
         try:
-            metrics = _metrics(read_json(path, max_bytes=MAX_BYTES), str(path))
+            if _path(run).exists():
+                read[index] = _metrics(read_json(_path(run), max_bytes=MAX_BYTES), str(_path(run)))
         except UserError as error:
-            problems.append(f"{runs[index].name}: {error}.")
-            continue
-        found.append(_surface(index, runs[index], metrics, detail))
+            problems.append(f"{run.name}: {error}.")
+    detail = DETAIL if len(there) <= FEW else LITTLE_DETAIL
+    found = []
+    for variant, (name, members) in enumerate(variants):
+        known = [index for index in members if index in read]
+        if known:
+            same = [read[index] for index in known if _said(read[index]) == _said(read[known[0]])]
+            found.append(_surface(variant, name, runs[known[0]], same, detail))
     comparable = len(found) > 1 and len({surface.said for surface in found}) == 1
     if comparable:
         found = _with_best(found)
     labels = tuple(dict.fromkeys(label for surface in found for label in surface.rows))
     return Surfaces(tuple(found), labels, comparable, tuple(problems))
+
+
+def _path(run: Run) -> Path:
+    return run.folder / FOLDER / "metrics.json"
 
 
 def _metrics(record: Any, source: str) -> GeometryMetrics:
@@ -85,21 +101,39 @@ def _metrics(record: Any, source: str) -> GeometryMetrics:
     protocol, thresholds = at(record, "protocol"), at(record, "protocol", "thresholds")
     known = all(isinstance(block, Mapping) for block in blocks) and isinstance(thresholds, list)
     limits = [number(value) for value in thresholds] if known else [None]
-    if None in limits or not limits or at(protocol, "name") not in PROTOCOLS:
+    name = at(protocol, "name")
+    if None in limits or not limits or not isinstance(name, str) or name not in PROTOCOLS:
         raise UserError(f"{source}: expected the metrics of a surface as eval mesh writes them")
     scores = [{str(name): number(value) for name, value in block.items()} for block in blocks]
     notes = tuple(str(note) for note in record["notes"]) if isinstance(record.get("notes"), list) else ()
     return GeometryMetrics(*scores, tuple(limits), protocol, notes)
 
 
-def _surface(index: int, run: Run, metrics: GeometryMetrics, detail: Detail) -> Surface:
-    shown = shown_as(None, PROTOCOLS[metrics.protocol["name"]])
-    blocks = (metrics.values, metrics.interval, metrics.floor)
+def _surface(variant: int, name: str, run: Run, each: Sequence[GeometryMetrics], detail: Detail) -> Surface:
+    first = each[0]
+    shown = shown_as(None, PROTOCOLS[first.protocol["name"]])
+    if len(each) == 1:
+        blocks = (first.values, first.interval, first.floor)
+    else:
+        blocks = (
+            _reduced(statistics.fmean, [metrics.values for metrics in each]),
+            _reduced(statistics.stdev, [metrics.values for metrics in each]),
+            _reduced(statistics.fmean, [metrics.floor for metrics in each]),
+        )
     rows = {
-        (label_of(name, shown), shown.unit_of(name)): Entry(*(shown.value(name, block.get(name)) for block in blocks))
-        for name in metric_names(metrics)
+        (label_of(key, shown), shown.unit_of(key)): Entry(*(shown.value(key, block.get(key)) for block in blocks))
+        for key in metric_names(first)
     }
-    return Surface(index, run.name, _said(metrics), rows, _picture(run, detail), metrics.notes)
+    notes = tuple(dict.fromkeys(note for metrics in each for note in metrics.notes))
+    return Surface(variant, name, len(each), _said(first), rows, _picture(run, detail), notes)
+
+
+def _reduced(
+    reduce: Callable[[list[float]], float], blocks: Sequence[Mapping[str, float | None]]
+) -> dict[str, float | None]:
+    """A number of several, None where that is not known of all."""
+    columns = {name: [block.get(name) for block in blocks] for name in blocks[0]}
+    return {name: None if None in column else reduce(column) for name, column in columns.items()}
 
 
 def _said(metrics: GeometryMetrics) -> str:
@@ -119,13 +153,12 @@ def _with_best(found: Sequence[Surface]) -> list[Surface]:
     """The surfaces with the best entry of every row marked; entries that look the same share the mark."""
     marked: list[dict[tuple[str, str], Entry]] = [dict(surface.rows) for surface in found]
     for label in found[0].rows:
-        values = [float(rows[label].value) for rows in marked if label in rows and rows[label].value != "-"]
-        if len(set(values)) < 2:
-            continue
-        best = min(values) if label[0].lower().startswith(LOWER) else max(values)
-        for rows in marked:
-            if label in rows and rows[label].value != "-":
-                rows[label] = replace(rows[label], best=float(rows[label].value) == best)
+        texts = [rows[label].value if label in rows else "-" for rows in marked]
+        values = [None if text == "-" else float(text) for text in texts]
+        choose = min if label[0].lower().startswith(LOWER) else max
+        for rows, best in zip(marked, leading(values, texts, choose), strict=True):
+            if best:
+                rows[label] = replace(rows[label], best=True)
     return [replace(surface, rows=rows) for surface, rows in zip(found, marked, strict=True)]
 
 

@@ -1,15 +1,19 @@
 """Which views the report shows: the worst, the median and the best of every run, and of runs that were measured on the
 same photographs the same views side by side."""
 
+import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
-from nfc_splat.report.folder import Run, View
+from nfc_splat.report.folder import Run, View, leading
 from nfc_splat.report.pictures import Depth, Detail, Picture, RunPictures
+from nfc_splat.report.variants import FEW
 
 MAX_PICTURES = 240  # of the whole report
-MAX_VIEWS = 6  # of a group
+LEAST_VIEWS, MAX_VIEWS = 3, 6  # of a group, of many runs and of few; rather fewer runs than no median view
+KINDS = ("worst", "median", "best")
 DETAILS = ((60, Detail(800, exact=True)), (120, Detail(560)), (MAX_PICTURES, Detail(420)))  # by the number of pictures
 
 
@@ -48,27 +52,30 @@ class Group:
     notes: tuple[str, ...]
 
 
-def view_groups(runs: Sequence[Run]) -> list[Group]:
-    """The views to show, with their pictures."""
+def view_groups(runs: Sequence[Run], names: Mapping[int, str] | None = None) -> list[Group]:
+    """The views to show, with their pictures: of all runs, or of those whose indices are in `names`, which says what
+    they are called."""
+    names = {index: run.name for index, run in enumerate(runs)} if names is None else names
     members: dict[str, list[int]] = {}
-    for index, run in enumerate(runs):
-        if run.photographs is not None:
-            members.setdefault(run.photographs, []).append(index)
+    for index in names:
+        if (photographs := runs[index].photographs) is not None:
+            members.setdefault(photographs, []).append(index)
     budget = MAX_PICTURES // max(1, len(members))
     plans = [_plan(runs, indices, budget) for indices in members.values()]
     total = sum(len(names) * (1 + 3 * len(indices)) for names, indices, _ in plans)
     detail = next((detail for most, detail in DETAILS if total <= most), DETAILS[-1][1])
-    return [_group(runs, *plan, detail) for plan in plans]
+    return [_group(runs, names, *plan, detail) for plan in plans]
 
 
 def _plan(runs: Sequence[Run], indices: Sequence[int], budget: int) -> tuple[list[str], list[int], list[str]]:
     """Names of the views, the runs and remarks about what is left out, for a group within its budget."""
     notes = []
-    shown = list(indices)[: max(1, (budget - 1) // 3)]
+    shown = list(indices)[: max(1, (budget // LEAST_VIEWS - 1) // 3)]
     if len(shown) < len(indices):
-        notes.append(f"Pictures of the first {len(shown)} of {len(indices)} runs, so that the file stays small.")
+        notes.append(f"Pictures of the first {len(shown)} of these {len(indices)}, so that the file stays small.")
+    most = MAX_VIEWS if len(runs) <= FEW else LEAST_VIEWS
     wanted = _wanted([runs[index].views for index in shown])
-    names = wanted[: max(1, min(MAX_VIEWS, budget // (1 + 3 * len(shown))))]
+    names = wanted[: max(1, min(most, budget // (1 + 3 * len(shown))))]
     if len(names) < len(wanted):
         notes.append(f"{len(names)} of the {len(wanted)} views that are the worst, the median or the best of a run.")
     ranks = {view.name: view.rank for view in runs[shown[0]].views}
@@ -85,41 +92,46 @@ def extremes(views: Sequence[View]) -> dict[str, str]:
 
 
 def _wanted(runs: Iterable[Sequence[View]]) -> list[str]:
-    """Every run's extremes, each once: what most runs find worst first, then the best, then the medians."""
+    """Every run's extremes, each once: first what most runs find worst, what most find the median and the best, then
+    what the next most do."""
     found = [extremes(views) for views in runs]
-    names: dict[str, None] = {}
-    for kind in ("only", "worst", "best", "median"):
-        counts = Counter(chosen[kind] for chosen in found if kind in chosen)
-        names |= dict.fromkeys(name for name, _ in counts.most_common())
-    return list(names)
+    counts = [Counter(chosen[kind] for chosen in found if kind in chosen) for kind in ("only", *KINDS)]
+    ranked = [[name for name, _ in count.most_common()] for count in counts]
+    return list(dict.fromkeys(name for row in zip_longest(*ranked) for name in row if name is not None))
 
 
 def _group(
-    runs: Sequence[Run], names: Sequence[str], indices: Sequence[int], notes: Sequence[str], detail: Detail
+    runs: Sequence[Run],
+    called: Mapping[int, str],
+    names: Sequence[str],
+    indices: Sequence[int],
+    notes: Sequence[str],
+    detail: Detail,
 ) -> Group:
     pictures = {index: RunPictures(runs[index], detail) for index in indices}
-    views = tuple(_shown(runs, name, pictures) for name in names)
+    views = tuple(_shown(runs, called, name, pictures) for name in names)
     return Group(tuple(dict.fromkeys(runs[index].scene for index in indices)), views, tuple(notes))
 
 
-def _shown(runs: Sequence[Run], name: str, pictures: dict[int, RunPictures]) -> Shown:
+def _shown(runs: Sequence[Run], called: Mapping[int, str], name: str, pictures: dict[int, RunPictures]) -> Shown:
     rows = {index: next(view for view in runs[index].views if view.name == name) for index in pictures}
     depths = {index: pictures[index].depth_of(view) for index, view in rows.items()}
     depth_range = _common_range(depths.values())
-    best = max((view.rank for view in rows.values()), default=0.0)
+    ranks = [None if view.rank == -math.inf else view.rank for view in rows.values()]
+    marks = leading(ranks, [f"{view.rank:.2f}" for view in rows.values()], max)
     columns = []
-    for index, view in rows.items():
+    for (index, view), best in zip(rows.items(), marks, strict=True):
         tags = tuple(kind for kind, chosen in extremes(runs[index].views).items() if chosen == name)
         drawn = pictures[index]
         columns.append(
             Column(
                 index,
-                runs[index].name,
+                called[index],
                 tags,
                 view.psnr,
                 view.ssim,
                 view.identical,
-                len(rows) > 1 and view.rank == best,
+                best,
                 drawn.render(view),
                 drawn.error(view),
                 drawn.depth(view, depths[index], depth_range),

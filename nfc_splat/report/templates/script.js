@@ -75,6 +75,7 @@ function readout(figure) {
   function show() {
     cursor.querySelectorAll("circle").forEach((circle) => circle.remove());
     cursor.toggleAttribute("hidden", step === null);
+    read.classList.toggle("pointed", step !== null && read.classList.contains("over"));
     if (step === null) {
       read.replaceChildren(...rest);
       return;
@@ -82,18 +83,18 @@ function readout(figure) {
     cursor.querySelector("path").setAttribute("transform", `translate(${position(chart.x, step)} 0)`);
     const entries = [element("span", "at", `step ${Math.round(step).toLocaleString("en")}`)];
     for (const line of chart.lines) {
-      if (document.querySelector(`.legend input[data-run="${line.run}"]`)?.checked === false) continue;
+      if (document.querySelector(`.legend input[data-variant="${line.variant}"]`)?.checked === false) continue;
       const index = nearest(line.steps, step);
       const far = Math.abs(line.steps[index] - step) > 0.06 * (chart.x.high - chart.x.low);
       const circle = document.createElementNS(SVG, "circle");
-      circle.setAttribute("class", data.colors[line.run]);
+      circle.setAttribute("class", data.colors[line.variant]);
       circle.setAttribute("cx", position(chart.x, line.steps[index]));
       circle.setAttribute("cy", position(chart.y, line.values[index]));
       circle.setAttribute("r", 4);
       cursor.append(circle);
       const entry = element("span", "entry");
-      entry.append(element("span", "dot " + data.colors[line.run]));
-      const name = [data.runs.length > 1 ? data.runs[line.run] : "", line.label].filter(Boolean).join(" ");
+      entry.append(element("span", "dot " + data.colors[line.variant]));
+      const name = [data.names.length > 1 ? data.names[line.variant] : "", line.label].filter(Boolean).join(" ");
       if (name) entry.append(element("span", "name", name), " ");
       entry.append(element("b", "", format(line.values[index], chart.digits)));
       if (far) entry.append(element("span", "faint", ` at ${line.steps[index].toLocaleString("en")}`));
@@ -115,6 +116,7 @@ function readout(figure) {
   svg.addEventListener("pointerleave", (event) => {
     if (event.pointerType === "mouse") { step = null; show(); }
   });
+  svg.addEventListener("blur", () => { step = null; show(); });
   svg.addEventListener("keydown", (event) => {
     const by = { ArrowLeft: -0.02, ArrowRight: 0.02, PageDown: -0.1, PageUp: 0.1 }[event.key];
     const to = { Home: chart.x.low, End: last }[event.key];
@@ -130,7 +132,7 @@ function readout(figure) {
 const shows = [...document.querySelectorAll("[data-chart]")].map(readout);
 for (const box of document.querySelectorAll(".legend input")) {
   const toggle = () => {
-    for (const part of document.querySelectorAll(`.chart [data-run="${box.dataset.run}"]`)) {
+    for (const part of document.querySelectorAll(`.chart [data-variant="${box.dataset.variant}"]`)) {
       part.classList.toggle("off", !box.checked);
     }
     shows.forEach((show) => show());
@@ -138,3 +140,12 @@ for (const box of document.querySelectorAll(".legend input")) {
   box.addEventListener("change", toggle);
   if (!box.checked) toggle();
 }
+
+// What is folded up opens when a link leads there.
+function unfold() {
+  const target = document.getElementById(location.hash.slice(1));
+  for (let node = target; node; node = node.parentElement) if (node.matches("details")) node.open = true;
+  target?.scrollIntoView();
+}
+window.addEventListener("hashchange", unfold);
+if (location.hash) unfold();
