@@ -66,10 +66,10 @@ def _compiled(function, **options):
         numba.config.CACHE_DIR = before
 
 
-kernel = partial(_compiled, fastmath=CONTRACT)
-reduction = partial(_compiled, fastmath=REDUCE)
+kernel = partial(_compiled, fastmath=CONTRACT, forceinline=True)
+reduction = partial(_compiled, fastmath=REDUCE, forceinline=True)
 parallel_kernel = partial(_compiled, fastmath=CONTRACT, parallel=True)
-inlined = njit(fastmath=CONTRACT, error_model="numpy", inline="always")
+inlined = njit(fastmath=CONTRACT, error_model="numpy", inline="always", forceinline=True)
 
 f32 = np.float32
 
