@@ -66,10 +66,11 @@ def _compiled(function, **options):
         numba.config.CACHE_DIR = before
 
 
-kernel = partial(_compiled, fastmath=CONTRACT, forceinline=True)
+kernel = partial(_compiled, fastmath=CONTRACT)
 reduction = partial(_compiled, fastmath=REDUCE, forceinline=True)
 parallel_kernel = partial(_compiled, fastmath=CONTRACT, parallel=True)
-inlined = njit(fastmath=CONTRACT, error_model="numpy", inline="always", forceinline=True)
+steady_kernel = partial(_compiled, fastmath={"nsz"}, parallel=True)
+inlined = njit(fastmath=CONTRACT, error_model="numpy", inline="always")
 
 f32 = np.float32
 

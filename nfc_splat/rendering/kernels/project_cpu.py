@@ -10,7 +10,7 @@ a 3D covariance keeps the determinant exact for needle-like Gaussians: det(cov2d
 import numpy as np
 from numba import prange
 
-from nfc_splat.rendering.kernels.numba_tools import f32, inlined, parallel_kernel
+from nfc_splat.rendering.kernels.numba_tools import f32, inlined, steady_kernel
 from nfc_splat.rendering.kernels.tiles_cpu import CHANNELS
 from nfc_splat.rendering.kernels.usable import LARGEST, LARGEST_FOOTPRINT, SMALLEST_QUATERNION
 
@@ -159,7 +159,7 @@ def _row_usable(means, quats, scales, opacities, sh0, shN, i, used, footprint):
     return True
 
 
-@parallel_kernel
+@steady_kernel
 def project_forward(
     means, quats, scales, opacities, sh0, shN, viewmat, K, center, width, height, degree, near, far, eps2d, antialiased,
     with_depth,
@@ -289,7 +289,7 @@ def _color_backward(means, sh0, shN, center, degree, used, splats, v_splats, i, 
     return (vx - along * dx) * inverse, (vy - along * dy) * inverse, (vz - along * dz) * inverse
 
 
-@parallel_kernel
+@steady_kernel
 def project_backward(
     means, quats, scales, opacities, sh0, shN, viewmat, K, center, width, height, degree, eps2d, antialiased,
     with_depth, radii, splats, v_means2d, v_splats,
