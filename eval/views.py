@@ -83,7 +83,7 @@ def evaluate_views(
     """Render every view of `split`, compare it with the truth, and write what was found.
 
     Writes `eval/summary.json`, `eval/per_view.json`, `renders/*.png`, `gt/*.png`, `depth/*.png`, `depth/depth.json` and
-    `contact_sheet.png` below `folder`, each atomically.
+    `contact_sheet.png` below `folder`, each atomically; the summary last, so that its being there says that all is.
 
     Args:
         model: in any mode; its mode is restored.
@@ -127,9 +127,9 @@ def evaluate_views(
     if folder is not None:
         tables = folder / "eval" if tables is None else tables
         write_json(tables / "per_view.json", [view.record() for view in views])
-        write_json(tables / "summary.json", summary)
         _write_depth_ranges(folder, views)
         _write_contact_sheet(folder, views, summary)
+        write_json(tables / "summary.json", summary)  # last: where it is, everything is
     return summary
 
 
