@@ -37,7 +37,7 @@ def train(config: "TrainConfig") -> int:
         config: resolved (`nfc_splat.training.config.resolve`).
 
     Returns:
-        0; 130 or 143 when a signal stopped it, after saving.
+        0; 129, 130 or 143 when a signal stopped it, after saving.
 
     Raises:
         UserError: anything that the user can mend; its `exit_code` is 3 when training diverged.
