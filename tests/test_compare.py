@@ -229,7 +229,7 @@ def finished(tmp_path, monkeypatch):
     """A comparison that is done, without its trainings; `compare` would start no process."""
     write_blender_scene(tmp_path / "ball", train=2, test=1, size=8)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(work.subprocess, "Popen", lambda *_, **__: pytest.fail("something was trained"))
+    monkeypatch.setattr(work, "run_case", lambda *_: pytest.fail("something was trained"))
     scenes = [MeasuredScene(Path("ball"))]
     for case in plan([EXPERIMENTS["static"]], scenes, ["dvgo"], [42], Budget("quick"), Path("out")):
         config = parse_command_line(case.commands[0].words[1:])
@@ -266,15 +266,14 @@ def test_runs_of_other_flags_or_scenes_are_refused(finished):
 @pytest.mark.parametrize(("file", "text"), [("eval/summary.json", ""), ("config.json", '{"a": 1'), ("config.json", "")])
 def test_a_damaged_file_is_told_and_done_again_and_the_others_stay(finished, monkeypatch, capsys, file, text):
     class Process:
-        returncode = 2
-
-        def __init__(self, words, stdout, **_):
-            stdout.write("error: tried\n")
-
         def poll(self):
             return 2
 
-    monkeypatch.setattr(work.subprocess, "Popen", Process)
+    def run_case(*_):
+        yield Process()
+        raise work.CaseFailed("failed (2): tried")
+
+    monkeypatch.setattr(work, "run_case", run_case)
     Path("out/ball-dvgo-regression-42", file).write_text(text)
     assert compare(["ball", "--out", "out", *ASKED]) == 1
     out = capsys.readouterr().out
