@@ -63,8 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Plan, train, measure, print; returns the exit code: 1 where a case failed."""
     options, passed = _parse(sys.argv[1:] if arguments is None else arguments)
     from nfc_splat.compare import results
+    from nfc_splat.compare.checks import check
     from nfc_splat.compare.plan import runs_of
-    from nfc_splat.compare.records import check
 
     experiments = [EXPERIMENTS[name] for name in dict.fromkeys(options.experiment)]
     methods = tuple(dict.fromkeys(options.methods))

@@ -11,8 +11,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from nfc_splat.compare.checks import asked_config
 from nfc_splat.compare.plan import Case, flag_of
-from nfc_splat.compare.records import asked_config
 from nfc_splat.compare.work import duration, with_threads
 from nfc_splat.errors import UserError
 from nfc_splat.files import read_json, write_json
