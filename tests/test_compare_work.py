@@ -29,6 +29,8 @@ while not other.exists():
 product.write_text(' '.join(sys.argv[4:]))
 """,
     "leave": "import pathlib, sys; pathlib.Path(sys.argv[1]).write_text('x')",
+    # Kills the process that started it.
+    "abandon": "import os, signal; os.kill(os.getppid(), signal.SIGKILL)",
     "fail": "import sys; print('error: out of luck'); sys.exit(2)",
     # Ends when told to, as a training that saves; a second signal would kill it.
     "linger": """
@@ -298,3 +300,29 @@ def test_ray_runs_the_cases(tmp_path):
     assert cases[0].done
     assert failures.keys() == {"bad"}
     assert "out of luck" in failures["bad"]
+
+
+@pytest.mark.slow
+def test_ray_waits_for_the_trainings_that_it_stops_and_loses_no_other_with_a_worker(tmp_path, capsys):
+    ray = pytest.importorskip("ray", reason="Ray is not installed")
+    from nfc_splat.compare.cluster import do_on_cluster
+
+    case = case_of(tmp_path, "a", (("linger", str(tmp_path / "begun"), str(tmp_path / "a")), tmp_path / "a"))
+    words = ("abandon", str(tmp_path / "b"))
+    lost = case_of(tmp_path, "lost", (words, tmp_path / "b"))
+
+    def stop():
+        while not ((tmp_path / "begun").exists() and "lost: failed" in (tmp_path / "said").read_text()):
+            time.sleep(0.01)
+            with open(tmp_path / "said", "a") as said:
+                said.write(capsys.readouterr().out)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    (tmp_path / "said").touch()
+    threading.Thread(target=stop, daemon=True).start()
+    failures, code = do_on_cluster([lost, case], jobs=1, threads=1)
+    assert code == 143
+    assert failures.keys() == {"lost"}
+    assert "lost by the cluster" in failures["lost"]
+    assert (tmp_path / "a").read_text() == "saved"
+    assert not ray.is_initialized()
