@@ -13,7 +13,7 @@ from pathlib import Path
 
 from nfc_splat.compare.checks import asked_config
 from nfc_splat.compare.plan import Case, flag_of
-from nfc_splat.compare.work import duration, with_threads
+from nfc_splat.compare.work import duration, ending_with_us, with_threads
 from nfc_splat.errors import UserError
 from nfc_splat.files import read_json, write_json
 
@@ -93,7 +93,7 @@ def _tried(case: Case, out: Path, threads: int | None) -> float:
     started = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-m", *short, "--out", str(folder), "--steps", str(part), "--overwrite"],
-        capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, preexec_fn=ending_with_us(),
     )  # fmt: skip
     whole = time.monotonic() - started
     if done.returncode:

@@ -135,7 +135,7 @@ def run_case(case: Case, threads: int | None) -> Iterator["subprocess.Popen[byte
                 stdout=sink,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=_ending_with_us(),
+                preexec_fn=ending_with_us(),
             )
         yield process
         if process.returncode or not command.product.exists():
@@ -150,7 +150,7 @@ def with_threads(words: Sequence[str], threads: int | None) -> list[str]:
     return [*words, *(("--threads", str(threads)) if silent and threads is not None else ())]
 
 
-def _ending_with_us() -> Callable[[], None] | None:
+def ending_with_us() -> Callable[[], None] | None:
     """To be called in a new process: when this one dies, even by SIGKILL, it gets SIGTERM, and a training saves. Only
     Linux can do that."""
     if sys.platform != "linux":
