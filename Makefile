@@ -27,8 +27,9 @@ demo: setup
 	$(BIN) -m nfc_splat.train $(SCENE) --out $(RUN) --overwrite
 	$(BIN) -m nfc_splat.eval images $(RUN)
 
+# Threads that wait must not spin on a core that the other process needs.
 test: setup
-	$(BIN) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	OMP_WAIT_POLICY=PASSIVE $(BIN) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 lint: setup
 	$(BIN) -m ruff check .
@@ -39,7 +40,7 @@ setup: .venv/installed
 # Written last, so that an interrupted installation is taken up again.
 .venv/installed: pyproject.toml .venv/constraints.txt
 	@echo "installing $(TORCH), open3d and the rest into .venv; this takes minutes"
-	$(BIN) -m pip install --quiet --constraint .venv/constraints.txt --editable '.[geometry,dev]'
+	$(BIN) -m pip install --quiet --constraint .venv/constraints.txt --editable '.[geometry,view,dev]'
 	@touch $@
 	@echo "ready: $(BIN)"
 

@@ -2,12 +2,13 @@
 
 `python -m nfc_splat.eval cost SCENE --method dvgo` takes every flag of `python -m nfc_splat.train`. The trainings start
 from the same seed and advance step by step, one after the other, so that whatever else the machine does hits all of
-them; nothing is written. A cost is the median, over the steps, of the quotient of the two times.
+them; nothing is written. A cost is the median, over the steps, of the quotient of the two times. Where a method trains
+in stages, each has its own medians, and that of the whole training follows from theirs.
 """
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from nfc_splat.training.config import TrainConfig
     from nfc_splat.training.trainer import Trainer
 
-SKIPPED = 0.1  # share of the steps at the start that does not count: kernels are compiled, memory is taken
+SKIPPED = 0.1  # share of a stage's first steps that does not count: kernels are compiled, memory is taken
 
 
 class _NoRun:
@@ -42,16 +43,45 @@ def main(argv: Sequence[str]) -> int:
     with quiet():
         scene = load_training_scene(config)
         trainers = {name: make_trainer(other, scene) for name, other in variants(config).items()}
-        seconds = take_turns(trainers, config.steps)
-    counted = {name: np.array(times[int(SKIPPED * config.steps) :]) for name, times in seconds.items()}
-    base = counted["regression"]
+        stages: list[set[str]] = []
+        states = lambda: (trainer.state for trainer in trainers.values())  # noqa: E731
+        note = lambda: stages.append({state.recipe.stage(state.step + 1) for state in states()})  # noqa: E731
+        seconds = take_turns(trainers, config.steps, on_round=note)
     print(f"{config.method}, {config.preset}: {config.steps} steps each, {config.threads} threads, on {config.device}")
-    rows = [["loss", "median step", "cost"]]
-    for name, times in counted.items():
-        cost = "" if times is base else f"{100 * (np.median(times / base) - 1):+.1f} %"
-        rows.append([name, f"{1e3 * np.median(times):.2f} ms", cost])
-    print_table(rows, numbers=(1, 2))
+    rows = cost_table(seconds, stages)
+    print_table(rows, numbers=(len(rows[0]) - 2, len(rows[0]) - 1))
     return 0
+
+
+def cost_table(seconds: dict[str, list[float]], stages: Sequence[set[str]]) -> list[list[str]]:
+    """The table's rows: of every stage, and of all together where there are several.
+
+    Args:
+        seconds: of every round's step, by loss; that of "regression" is what the others are compared with.
+        stages: which stages each round's steps belong to. Rounds in which they are of different ones do not count.
+    """
+    rounds: dict[str, list[int]] = {}
+    for index, names in enumerate(stages):
+        if len(names) == 1:
+            rounds.setdefault(next(iter(names)), []).append(index)
+    counted = {stage: indices[int(SKIPPED * len(indices)) :] for stage, indices in rounds.items()}
+    rows, whole = [["stage", "loss", "median step", "cost"]], dict.fromkeys(seconds, 0.0)
+    for stage, indices in counted.items():
+        base = np.array(seconds["regression"])[indices]
+        for name, times in seconds.items():
+            own = np.array(times)[indices]
+            whole[name] += float(np.median(own)) * len(rounds[stage])
+            rows.append([stage, name, f"{1e3 * np.median(own):.2f} ms", _cost(name, float(np.median(own / base)))])
+    if len(counted) == 1:
+        return [row[1:] for row in rows]
+    total = sum(map(len, rounds.values()))
+    for name, time_of in whole.items():
+        rows.append(["all", name, f"{1e3 * time_of / total:.2f} ms", _cost(name, time_of / whole["regression"])])
+    return rows
+
+
+def _cost(name: str, ratio: float) -> str:
+    return "" if name == "regression" else f"{100 * (ratio - 1):+.1f} %"
 
 
 @contextmanager
@@ -85,12 +115,16 @@ def variants(config: "TrainConfig") -> dict[str, "TrainConfig"]:
     return found
 
 
-def take_turns(trainers: dict[str, "Trainer"], steps: int) -> dict[str, list[float]]:
-    """Seconds of every step of each trainer; each round takes one step of all, beginning with another one."""
+def take_turns(
+    trainers: dict[str, "Trainer"], steps: int, on_round: Callable[[], None] = lambda: None
+) -> dict[str, list[float]]:
+    """Seconds of every step of each trainer; each round takes one step of all, beginning with another one, after a call
+    of `on_round`."""
     names = list(trainers)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     with progress(steps, "steps") as advance:
         for step in range(steps):
+            on_round()
             for turn in range(len(names)):
                 name = names[(step + turn) % len(names)]
                 started = clock(trainers[name].config.device)

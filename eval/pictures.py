@@ -72,16 +72,19 @@ def error_picture(pred: Tensor, target: Tensor) -> np.ndarray:
     return colorize((pred.clamp(0.0, 1.0) - target).abs().mean(-1), 0.0, ERROR_SCALE)
 
 
-def depth_levels(depth: Tensor, alpha: Tensor) -> tuple[np.ndarray, tuple[float, float] | None]:
+def depth_levels(
+    depth: Tensor, alpha: Tensor, *, most: int = _DEPTH_SIDE
+) -> tuple[np.ndarray, tuple[float, float] | None]:
     """A small picture of depth.
 
     Args:
         depth, alpha: [H, W].
+        most: rows and columns that the picture may have.
 
     Returns:
-        levels, uint8 [H', W'] of at most 480 rows and columns, and (near, far), None where nothing is seen.
+        levels, uint8 [H', W'], and (near, far), None where nothing is seen.
     """
-    stride = math.ceil(max(depth.shape) / _DEPTH_SIDE)
+    stride = math.ceil(max(depth.shape) / most)
     depth, alpha = (values.detach()[::stride, ::stride].double().cpu() for values in (depth, alpha))
     solid = (alpha >= OPAQUE) & (depth > 0) & depth.isfinite()
     if not solid.any():

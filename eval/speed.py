@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
@@ -28,6 +28,7 @@ from nfc_splat.errors import UserError
 VIEWS = 20
 WARM_UP = 5
 NEVER = str(10**6)  # an iteration that no run here reaches
+PROGRAM = "python -m nfc_splat.eval speed"
 PHASES = ("forward", "loss", "backward", "optimiser")
 
 
@@ -49,10 +50,11 @@ CASES = (Case(320, 240, 10_000), Case(640, 480, 50_000))
 
 @dataclass(frozen=True)
 class Options:
-    """Time a training step of 3D Gaussians."""
+    """Time a training step of 3D Gaussians, or what one of --fields, --kernels, --mesh, --moving, --nerf-pytorch and
+    --dnerf says."""
 
-    steps: int = 60
-    """Timed steps of each case, after five that are not counted."""
+    steps: int | None = None
+    """Timed steps of each case, after five that are not counted; 60 by default."""
     threads: int | None = None
     """Threads for our kernels; every available core by default."""
     opensplat: Path | None = None
@@ -61,11 +63,13 @@ class Options:
     """A checkout of nerf-pytorch: time its training step and that of method nerf in turn instead."""
     dnerf: Path | None = None
     """A checkout of D-NeRF: time its training step and that of method dnerf in turn instead."""
+    moving: Path | None = None
+    """A finished run of 4dgs: time its fine stage's step and that of its Gaussians standing still in turn instead."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where our step runs."""
     kernels: bool = False
     """Time the kernels of marched fields beside plain torch instead; --steps then counts the rounds."""
-    fields: tuple[Literal["dvgo", "ngp", "nerf"], ...] = ()
+    fields: tuple[Literal["dvgo", "ngp", "nerf"], ...] | None = None
     """Time training steps of these ray-marched methods by phase instead, of the quick preset."""
     scene: Path | None = None
     """What --fields trains on: a scene folder, or a painted ball by default."""
@@ -73,6 +77,18 @@ class Options:
     """Time geometry evaluation beside open3d, trimesh and scipy instead."""
     record: Path | None = None
     """A JSON file for what --fields, --kernels or --mesh measures."""
+
+
+# What is timed in place of 3D Gaussians, and the flags that each heeds; "" is 3D Gaussians.
+BENCHMARKS = {
+    "": ("steps", "threads", "device", "opensplat"),
+    "fields": ("steps", "threads", "device", "scene", "record"),
+    "kernels": ("steps", "threads", "device", "record"),
+    "mesh": ("threads", "record"),
+    "moving": ("steps", "threads"),
+    "nerf_pytorch": ("steps", "threads"),
+    "dnerf": ("steps", "threads"),
+}
 
 
 # ------------------------------------------------------------------------------------------------ the scene
@@ -270,59 +286,81 @@ def _run_opensplat(binary: Path, folder: Path, iterations: int, threads: int) ->
 
 
 def main(argv: list[str]) -> int:
-    """Print one row per case; with a peer, its time and the ratio."""
+    """Print a row per case; returns the exit code."""
     from nfc_splat.options import parse_options
     from nfc_splat.rendering.kernels.memory import keep_freed_memory
     from nfc_splat.rendering.kernels.threads import set_threads
 
-    options = parse_options(Options, argv, "python -m nfc_splat.eval speed")
-    if options.steps < 1:
-        raise UserError(f"--steps {options.steps}: expected at least 1")
+    options = parse_options(Options, argv, PROGRAM)
+    benchmark = chosen_benchmark(options)
+    steps = 60 if options.steps is None else options.steps
+    if steps < 1:
+        raise UserError(f"--steps {steps}: expected at least 1")
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch sees no CUDA device here; python -m nfc_splat.doctor says why")
-    if options.record is not None and not (options.fields or options.kernels or options.mesh):
-        raise UserError(
-            f"--record {options.record}: only --fields, --kernels and --mesh write a record; add one, or leave this out"
-        )
-    if options.scene is not None and not options.fields:
-        raise UserError(
-            f"--scene {options.scene}: only --fields trains on a scene; add --fields dvgo, or leave this out"
-        )
     threads = set_threads(options.threads)
     keep_freed_memory()
-    if options.fields:
+    if benchmark == "fields":
         from nfc_splat.eval.speed_phases import time_fields
 
-        return time_fields(options.fields, options.scene, options.steps, threads, options.device, options.record)
-    if options.kernels:
+        return time_fields(options.fields, options.scene, steps, threads, options.device, options.record)
+    if benchmark == "kernels":
         from nfc_splat.eval.speed_fields import compare_kernels
 
-        return compare_kernels(options.steps, threads, options.device, options.record)
-    for name, checkout in (("nerf", options.nerf_pytorch), ("dnerf", options.dnerf)):
-        if checkout is None:
-            continue
-        if options.device == "cuda":
-            flag = "--nerf-pytorch" if name == "nerf" else "--dnerf"
-            raise UserError(f"{flag} with --device cuda: the two are compared on the CPU; leave out --device")
-        peer = import_module(f"nfc_splat.eval.speed_{name}")
-        return peer.print_comparison(checkout, options.steps, threads)
-    if options.mesh:
+        return compare_kernels(steps, threads, options.device, options.record)
+    if benchmark == "mesh":
         from nfc_splat.eval.speed_mesh import compare_meshes
 
         return compare_meshes(threads, options.record)
-    print(f"median of {options.steps} training steps, {options.device}, {threads} threads; milliseconds")
-    heads = [*PHASES, "step", *(["OpenSplat", "ratio"] if options.opensplat else [])]
+    if benchmark == "moving":
+        from nfc_splat.eval.speed_moving import compare_moving
+
+        return compare_moving(options.moving, steps, threads)
+    if benchmark:
+        peer = import_module(f"nfc_splat.eval.speed_{'nerf' if benchmark == 'nerf_pytorch' else benchmark}")
+        return peer.print_comparison(getattr(options, benchmark), steps, threads)
+    return time_gaussians(steps, threads, options.device, options.opensplat)
+
+
+def chosen_benchmark(options: Options) -> str:
+    """Which of `BENCHMARKS` is asked for.
+
+    Raises:
+        UserError: more than one, a flag that it would not heed, or --fields without a method.
+    """
+    default = Options()
+    given = [field.name for field in fields(Options) if getattr(options, field.name) != getattr(default, field.name)]
+    flag = lambda name: "--" + name.replace("_", "-")  # noqa: E731
+    chosen = [name for name in given if name in BENCHMARKS]
+    if len(chosen) > 1:
+        raise UserError(f"{' and '.join(map(flag, chosen))}: expected at most one of them; each times something else")
+    benchmark = chosen[0] if chosen else ""
+    if options.fields == ():
+        raise UserError("--fields: names no method; expected one or more of dvgo, ngp, nerf")
+    for name in given:
+        if name != benchmark and name not in BENCHMARKS[benchmark]:
+            value = "" if isinstance(getattr(options, name), bool) else f" {getattr(options, name)}"
+            heeding = " and ".join(flag(other) for other, heeded in BENCHMARKS.items() if other and name in heeded)
+            where = f"{flag(benchmark)} does not heed it" if benchmark else f"it belongs to {heeding}"
+            raise UserError(f"{flag(name)}{value}: {where}; leave it out")
+    return benchmark
+
+
+def time_gaussians(steps: int, threads: int, device: str, opensplat: Path | None) -> int:
+    """Print one row per case; with a peer, its time and the ratio."""
+    print(f"median of {steps} training steps, {device}, {threads} threads; milliseconds")
+    heads = [*PHASES, "step", *(["OpenSplat", "ratio"] if opensplat else [])]
     print(f"{'':28}" + "".join(f"{head:>11}" for head in heads))
     for case in CASES:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             write_scene(folder, case)
-            row = time_steps(folder, options.steps, options.device)
+            row = time_steps(folder, steps, device)
             if row.pop("gaussians") != case.gaussians:
                 raise RuntimeError("the number of Gaussians changed while they were timed")
             cells = [f"{value:11.2f}" for value in row.values()]
-            if options.opensplat:
-                peer = time_opensplat(options.opensplat, folder, options.steps, threads)
+            if opensplat:
+                peer = time_opensplat(opensplat, folder, steps, threads)
                 cells += [f"{peer:11.2f}", f"{peer / row['step']:11.2f}"]
         print(f"{case.name:28}" + "".join(cells))
         sys.stdout.flush()

@@ -1,7 +1,8 @@
 """What motion costs: training steps of a 4DGS run, continued from its newest checkpoint, and of its canonical Gaussians
-trained by 3DGS on the same images, taken in turn: `python -m nfc_splat.eval speed --moving RUN`.
+standing still as in 3DGS, on the same images and taken in turn: `python -m nfc_splat.eval speed --moving RUN`.
 
-Both draw the same number of Gaussians, none is added or removed, and nothing is written.
+Both draw the same number of Gaussians with the same loss and settings. None is added or removed, and nothing is
+written.
 """
 
 from pathlib import Path
@@ -41,12 +42,11 @@ def compare_moving(run: Path, steps: int, threads: int) -> int:
 
 def make_pair(run: Path, threads: int) -> dict[str, "Trainer"]:
     """The two trainers, "3dgs" first, past the last refinement of both."""
-    from dataclasses import replace
+    from dataclasses import fields, replace
 
     from nfc_splat.fields import gaussians
     from nfc_splat.train import scene_geometry
-    from nfc_splat.training.config import default_config, resolve
-    from nfc_splat.training.load import checkpoint_of, load_training_scene, scene_hash
+    from nfc_splat.training.load import checkpoint_of, load_training_scene, scene_hash, with_kept_points
     from nfc_splat.training.run import find_run, read_config
     from nfc_splat.training.state import restored_state
 
@@ -59,10 +59,10 @@ def make_pair(run: Path, threads: int) -> dict[str, "Trainer"]:
             "finished run of --method 4dgs"
         )
     config = replace(config, threads=threads, device="cpu", quiet=True, log_every=10**9)
-    scene = load_training_scene(config)
-    static = default_config(config.scene, method="3dgs", preset="quick", device="cpu")
-    still = replace(static.model, sh_degree=config.model.sh_degree, refine_start=10**9, refine_stop=0, reset_every=0)
-    static = resolve(replace(static, data=config.data, model=still, threads=threads, quiet=True, log_every=10**9))
+    scene = load_training_scene(with_kept_points(config, source))
+    shared = {field.name: getattr(config.model, field.name) for field in fields(gaussians.Config)}
+    still = replace(gaussians.Config(**shared), refine_start=10**9, refine_stop=0, reset_every=0)
+    static = replace(config, method="3dgs", model=still)
     pair = {"3dgs": make_trainer(static, scene), "4dgs": make_trainer(config, scene)}
     moving = restored_state(checkpoint, config, scene_geometry(scene, "cpu"), scene_hash(scene))
     pair["4dgs"].state = moving

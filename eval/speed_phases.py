@@ -138,6 +138,8 @@ class Probe:
     @contextmanager
     def attached(self, trainer: "Trainer") -> Iterator[None]:
         """Everything that begins or ends a phase is wrapped meanwhile."""
+        from nfc_splat.training import gradients
+
         recipe, model = trainer.state.recipe, trainer.state.model
         whole: list[tuple[Any, str, Wrapper]] = [
             (trainer.batches, "draw", self.timed("batch")),
@@ -145,9 +147,9 @@ class Probe:
             (trainer, "losses", self.timed("loss")),
             (recipe, "before_backward", self.timed("loss")),
             (torch.Tensor, "backward", self._backward),
-            (trainer, "is_finite", self.timed("check")),
+            (gradients, "are_finite", self.timed("check")),
             (recipe, "after_backward", self.timed("after backward")),
-            (trainer, "update", self.timed("optimiser")),
+            (gradients, "apply", self.timed("optimiser")),
             (recipe, "after_step", self._figured),
         ]
         with ExitStack() as stack:

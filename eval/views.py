@@ -66,6 +66,17 @@ def render_view(model: SceneModel, camera: Cameras, background: Tensor) -> Rende
         return model.render(camera, background=background)
 
 
+def check_protocol(protocol: Protocol, views: int) -> None:
+    """Raise a `UserError` unless a split of so many views can be measured as the protocol says."""
+    if views == 0:
+        raise UserError("the split has no views, expected at least one; choose another --split or lower --test-every")
+    if views <= protocol.left_out:
+        raise UserError(
+            f"--protocol {protocol.name} leaves out the first {protocol.left_out} of the split's {views} views, "
+            "and nothing remains; choose another --protocol or --split"
+        )
+
+
 def evaluate_views(
     model: SceneModel,
     split: Views,
@@ -105,13 +116,7 @@ def evaluate_views(
     Raises:
         UserError: the split is empty, or the protocol leaves out all of it.
     """
-    if len(split) == 0:
-        raise UserError("the split has no views, expected at least one; choose another --split or lower --test-every")
-    if len(split) <= protocol.left_out:
-        raise UserError(
-            f"--protocol {protocol.name} leaves out the first {protocol.left_out} of the split's {len(split)} views, "
-            "and nothing remains; choose another --protocol or --split"
-        )
+    check_protocol(protocol, len(split))
     networks = load_networks(protocol.lpips_nets, signed=protocol.lpips_signed, device=device, download=download_lpips)
     was_training = model.training
     model.eval()

@@ -154,6 +154,9 @@ class Recipe(gaussians.Recipe):
         "default": RarelyPruning,
     }
 
+    def stage(self, step: int) -> str:
+        return "coarse" if step <= self.config.coarse_steps else "fine"
+
     def clock(self, step: int) -> int:
         """The step of the stage that `step`, counted from 1 over both stages, belongs to."""
         return step if step <= self.config.coarse_steps else step - self.config.coarse_steps

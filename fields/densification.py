@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from nfc_splat.errors import UserError
 from nfc_splat.fields.gaussians_config import Config
 from nfc_splat.rendering.rasterize import RasterInfo
+from nfc_splat.rendering.sharing import add_up, total
 
 SPLAT_TENSORS = ("means", "quats", "scales", "opacities", "sh0", "shN")
 SPLIT_SHRINK = 1.6  # children of a split are this much smaller (Kerbl et al. 2023, section 5.2)
@@ -137,14 +138,14 @@ class DefaultDensification(Densification):
 
     @torch.no_grad()
     def observe(self, gradients: Tensor, info: RasterInfo) -> None:
-        half_size = gradients.new_tensor([info.width, info.height]) * (len(gradients) / 2)
+        half_size = gradients.new_tensor([info.width, info.height]) * (total(len(gradients)) / 2)
         seen = (info.radii > 0).all(-1)  # [C, N]
         norms = (gradients * half_size).norm(dim=-1).where(seen, 0)
         if self.gradient_sum is None:
             self._forget(norms[0])
         self.gradient_sum, self.views = self.gradient_sum.to(norms.device), self.views.to(norms.device)
-        self.gradient_sum += norms.sum(0)
-        self.views += seen.sum(0)
+        self.gradient_sum += add_up(norms.sum(0))
+        self.views += add_up(seen.sum(0))
 
     def after_step(self, model: nn.Module, optimizer: Optimizer, step: int, lr_means: float) -> dict[str, float]:
         if step >= self.config.refine_stop:

@@ -59,6 +59,7 @@ from nfc_splat.rendering.level_set import LevelSet
 from nfc_splat.rendering.march import MarchedModel, composite
 from nfc_splat.rendering.packed import distortion_loss
 from nfc_splat.rendering.samples import Samples, unit_directions
+from nfc_splat.rendering.sharing import part_of_sum, total
 
 STOP = 1e-3  # a ray ends once less than this of it goes on
 OCCUPIED = 1e-3  # opacity from which the coarse stage's findings count
@@ -363,7 +364,7 @@ class Model(MarchedModel):
         if config.nearclip > 0:
             lengths = samples.rays.directions.norm(dim=-1)[samples.ray]
             raw = extras["features"][samples.t * lengths < self.space.near_clip]
-            terms["nearclip"] = config.nearclip * (raw - raw.detach()).sum()
+            terms["nearclip"] = config.nearclip * part_of_sum((raw - raw.detach()).sum())
         return terms
 
 
@@ -375,6 +376,9 @@ class Recipe(MarchedRecipe):
         super().__init__(config, geometry)
         self.rays = config.rays
         self.candidates: Tensor | None = None  # [K] int64, the pixels that the fine stage of a bounded scene draws from
+
+    def stage(self, step: int) -> str:
+        return "coarse" if step <= self.config.coarse_steps else "fine"
 
     def sampling(self, step: int) -> Sampling:
         """Coarse: any pixels. Fine: each pixel whose ray crosses the mask once per epoch. Unbounded: each pixel once
@@ -417,7 +421,7 @@ class Recipe(MarchedRecipe):
             group["lr"] *= 0.1 ** (1 / config.lr_decay_steps)
         if step < config.steps:
             self._prepare(model, optimizers, step + 1)
-        return {"voxels": model.numbers.voxels, "samples": len(rendering.extras["samples"])}
+        return {"voxels": model.numbers.voxels, "samples": total(len(rendering.extras["samples"]))}
 
     def _prepare(self, model: Model, optimizers: dict[str, Optimizer], step: int) -> None:
         """What the released code does at the start of `step`, in its order: prune, double, set the threshold."""

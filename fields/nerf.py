@@ -41,6 +41,7 @@ from nfc_splat.rendering.march import Field, MarchedModel, Move, MovedField, alp
 from nfc_splat.rendering.packed import accumulate, render_weights
 from nfc_splat.rendering.samplers import importance, merged, more_where_seen, stratified
 from nfc_splat.rendering.samples import Samples, unit_directions
+from nfc_splat.rendering.sharing import randn
 
 WORLD = (0.0, 0.0, 0.0, 1.0)  # the frame in which networks see the world as it is
 USUAL_FAR, FAR = (1.0, 10.0), 6.0  # units within which the far end is left where it is, and where others are put
@@ -208,7 +209,7 @@ class _Pass:
     def ask(self, samples: Samples) -> "_Answer":
         """The network's answer at samples [M]."""
         density_noise = self.model.config.density_noise if self.model.training else 0.0
-        noise = torch.randn_like(samples.t) * density_noise if density_noise else None
+        noise = randn(len(samples), like=samples.t) * density_noise if density_noise else None
         ndc, positions = self.model.ndc, samples.positions
         points = self.points(ndc.warp_points(positions) if ndc else self.model.to_local(positions))
         density, logits, rows = self.network(points, self.views, samples.ray, noise)

@@ -53,6 +53,7 @@ from nfc_splat.rendering.level_set import LevelSet
 from nfc_splat.rendering.march import MarchedModel, composite
 from nfc_splat.rendering.packed import accumulate
 from nfc_splat.rendering.samples import Samples, unit_directions
+from nfc_splat.rendering.sharing import part_of_sum, total
 
 FEWEST_RAYS = 64
 EIKONAL_RADIUS = 1.2
@@ -188,10 +189,11 @@ class Model(MarchedModel):
         gradients = extras["gradients"]
         if config.eikonal_region == "sphere":
             gradients = gradients[extras["points"].norm(dim=-1) < EIKONAL_RADIUS]
-        terms = {"eikonal": config.eikonal_weight * _eikonal(gradients)}
+        count = total(len(gradients))
+        terms = {"eikonal": config.eikonal_weight * part_of_sum(_eikonal(gradients, count))}
         if config.eikonal_points:
             points = 2 * torch.rand(config.eikonal_points, 3, device=gradients.device) - 1
-            terms["eikonal"] = terms["eikonal"] + config.eikonal_weight * _eikonal(self.sdf(points)[2])
+            terms["eikonal"] = terms["eikonal"] + config.eikonal_weight * _eikonal(self.sdf(points)[2], len(points))
         if config.mask_weight and batch.foreground is not None:
             alpha = rendering.alpha[..., 0].clamp(1e-3, 1 - 1e-3)
             terms["mask"] = config.mask_weight * F.binary_cross_entropy(alpha, batch.foreground, weight=batch.mask)
@@ -308,6 +310,9 @@ class Recipe(MarchedRecipe):
         self.adaptive = config.sampler == "occupancy"
         self.rays = min(FEWEST_RAYS, config.rays) if self.adaptive else config.rays
 
+    def stage(self, step: int) -> str:
+        return "density" if self.shaping else "surface"
+
     def sampling(self, step: int) -> Sampling:
         """Pixels of all images or of one; over random colours where images are transparent and nothing is behind."""
         if self.shaping:
@@ -382,7 +387,7 @@ class Recipe(MarchedRecipe):
         if self.adaptive:
             if step % config.update_every == 0:
                 model.grid.update(model.sdf.distance, REACH / figures["s"])
-            marched = rendering.extras["marched"]
+            marched = total(rendering.extras["marched"])
             figures |= {"rays": self.rays, "samples": marched, "occupied": model.grid.share}
             wanted = self.rays * config.samples / max(marched, 1)
             # At most twice as many: one batch that happened to look past the scene must not be followed by a huge one.
@@ -438,9 +443,9 @@ def _first_steps(config: Config, behind: str, region: Region) -> int:
     return config.shape_steps if behind == "none" and not region.inside_out else 0
 
 
-def _eikonal(gradients: Tensor) -> Tensor:
-    """Mean of (|g| - 1)^2 over [K, 3]; 0 of none."""
-    return (gradients.norm(dim=-1) - 1).square().sum() / max(len(gradients), 1)
+def _eikonal(gradients: Tensor, count: int) -> Tensor:
+    """Sum of (|g| - 1)^2 over [K, 3], as a share of `count` of them; 0 of none."""
+    return (gradients.norm(dim=-1) - 1).square().sum() / max(count, 1)
 
 
 def _sdf_network(config: Config, inside_out: bool) -> SDFNetwork:

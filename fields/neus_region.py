@@ -23,6 +23,7 @@ from nfc_splat.fields.sdf_alpha import sampling_weights, up_sample
 from nfc_splat.rendering.occupancy import ray_box
 from nfc_splat.rendering.samplers import box_steps
 from nfc_splat.rendering.samples import Samples
+from nfc_splat.rendering.sharing import rand
 
 NEAR = 0.05  # radii before which nothing is drawn
 FARTHEST = 1000.0  # radii, where the contracted background ends
@@ -98,7 +99,7 @@ class Region(nn.Module):
             if original:
                 new = up_sample(t, weights, count, 0.5)
             else:
-                offset = torch.rand_like(near) if jitter else 0.5
+                offset = rand(*near.shape, like=near) if jitter else 0.5
                 edges, padded = torch.cat([t, last], 1), nn.functional.pad(weights, (0, 1))
                 new = up_sample(edges, padded, count + 1, offset)[:, :count]
             t, order = torch.cat([t, new], 1).sort(dim=1)
@@ -118,8 +119,7 @@ class Region(nn.Module):
     def steps(self, rays: Rays, occupied: Tensor, s: float, jitter: bool) -> Samples:
         """Even steps through the occupied cells [G, G, G] of the cube; shifted by up to a step with `jitter`. They are
         1 / s long, as a blurred surface needs no finer ones, but no shorter than `march_steps` make them."""
-        count, device = len(rays.origins), rays.origins.device
-        offset = torch.rand(count, device=device) if jitter else 0.5
+        offset = rand(len(rays.origins), like=self.center) if jitter else 0.5
         low, high = self.bounds
         radius = float(self.radius)
         step = max(2 * math.sqrt(3) / self.config.march_steps, 1 / s) * radius
@@ -203,10 +203,10 @@ def _even(near: Tensor, far: Tensor, count: int, jitter: bool, original: bool) -
     device = near.device
     if original:
         t = near + (far - near) * torch.linspace(0, 1, count, device=device)
-        shift = (torch.rand_like(near) - 0.5) * (2 / count) if jitter else 0.0
+        shift = (rand(*near.shape, like=near) - 0.5) * (2 / count) if jitter else 0.0
         return t + shift, far
     share = torch.linspace(0, 1, count + 1, device=device)
-    edges = near + (far - near) * (_jittered(share[None], torch.rand_like(near)) if jitter else share)
+    edges = near + (far - near) * (_jittered(share[None], rand(*near.shape, like=near)) if jitter else share)
     return edges[:, :-1], edges[:, -1:]
 
 
@@ -215,4 +215,4 @@ def _jittered(share: Tensor, draw: Tensor | None = None) -> Tensor:
     of its own."""
     middle = 0.5 * (share[:, 1:] + share[:, :-1])
     low, high = torch.cat([share[:, :1], middle], 1), torch.cat([middle, share[:, -1:]], 1)
-    return low + (high - low) * (torch.rand_like(share) if draw is None else draw)
+    return low + (high - low) * (rand(*share.shape, like=share) if draw is None else draw)

@@ -40,6 +40,7 @@ from nfc_splat.rendering.hash_encoding import HashLevels, hash_encode
 from nfc_splat.rendering.level_set import LevelSet
 from nfc_splat.rendering.march import MarchedModel, Move, MovedField, alpha_from_density, composite
 from nfc_splat.rendering.samples import Samples, unit_directions
+from nfc_splat.rendering.sharing import total
 
 GEOMETRY = 16  # outputs of the density network, the logarithm of the density among them
 LARGEST_EXPONENT = 15.0
@@ -199,7 +200,7 @@ class Recipe(MarchedRecipe):
         if step >= config.decay_start and (step - config.decay_start) % config.decay_every == 0:
             for group in optimizers["field"].param_groups:
                 group["lr"] *= config.decay
-        marched = rendering.extras["marched"]
+        marched = total(rendering.extras["marched"])
         figures = {"rays": self.rays, "samples": marched, "occupied": model.grid.share}
         wanted = self.rays * config.samples / max(marched, 1)
         # At most twice as many: one batch that happened to look past the scene must not be followed by a huge one.

@@ -21,6 +21,7 @@ from nfc_splat.fields.recipe import SceneGeometry
 from nfc_splat.rendering.occupancy import contract, march_occupancy, ray_box, uncontract
 from nfc_splat.rendering.samplers import box_steps
 from nfc_splat.rendering.samples import Samples
+from nfc_splat.rendering.sharing import rand
 
 SHELL = 1.0  # b of `contract`: the outside is as wide as the half side of the inside
 MARGIN = 1.1  # of the box around what the cameras have in view
@@ -99,8 +100,8 @@ class Space(nn.Module):
 
     def sample(self, rays: Rays, occupied: Tensor | None, jitter: bool) -> Samples:
         """Samples in the occupied cells [G, G, G] along rays; at random within their steps with `jitter`."""
-        count, device = len(rays.origins), rays.origins.device
-        offset = torch.rand(count, device=device) if jitter else torch.full((count,), 0.5, device=device)
+        count, like = len(rays.origins), self.center
+        offset = rand(count, like=like) if jitter else like.new_full((count,), 0.5)
         if self._contracted:
             return self._sample_contracted(rays, occupied, offset)
         low, high = self.center - self.radius, self.center + self.radius

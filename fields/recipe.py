@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from nfc_splat.cameras import Cameras
 from nfc_splat.rendering import Rendering, SceneModel
+from nfc_splat.rendering.sharing import WHOLE, Share
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Batch:
         background: [3], or [P, 3] where every ray has its own.
         foreground: [P] float, 1 where a pixel shows the object and 0 where what lies behind it, for rays of scenes that
             say so, by masks or by transparency; else None.
+        share: which part of what several processes draw in this step this is.
     """
 
     cameras: Cameras
@@ -36,6 +38,7 @@ class Batch:
     mask: Tensor | None
     background: Tensor
     foreground: Tensor | None = None
+    share: Share = WHOLE
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,10 @@ class Recipe(abc.ABC):
         sampling -> model.render -> photometric (+ classification, + model.regularizers) -> before_backward -> backward
         -> after_backward -> every optimiser's step and zero_grad -> after_step
 
+    With several processes, `photometric` must be a mean over the pixels that count, regularisers means over rays
+    or depend on the parameters alone; `nfc_splat.rendering.sharing` is for the rest. Gradients have been added up over
+    all processes when `after_backward` is called.
+
     Steps count from 1. `state_dict` holds whatever besides the model and the optimisers must survive a resume.
     """
 
@@ -119,6 +126,10 @@ class Recipe(abc.ABC):
     @abc.abstractmethod
     def photometric(self, rendering: Rendering, batch: Batch) -> Tensor:
         """The base loss, a scalar."""
+
+    def stage(self, step: int) -> str:
+        """What the part of the training is called that the step to come, `step`, belongs to; "" where all are alike."""
+        return ""
 
     def sampling(self, step: int) -> Sampling:
         """What to train on at `step`. One whole image by default."""

@@ -25,6 +25,7 @@ MAX_HEADER_BYTES = 64 * 2**10
 MIP_COMMENT = "comment SplatRenderMode: mip"
 ROWS_AT_ONCE = 100_000
 SH_RESTS = (0, 9, 24, 45)  # f_rest properties of degree 0, 1, 2, 3
+MOST_NAMED = 14  # of what is missing: all that every degree needs
 PLY_TYPES = {
     **dict.fromkeys(("char", "int8"), "i1"),
     **dict.fromkeys(("uchar", "uint8"), "u1"),
@@ -160,9 +161,13 @@ def _splats(path: Path, table: np.ndarray, antialiased: bool) -> tuple[Splats, i
     rest = sum(re.fullmatch(r"f_rest_[0-9]{1,3}", name) is not None for name in names)
     missing = [name for name in _property_names(rest) if name not in names and name not in ("nx", "ny", "nz")]
     if missing:
-        raise UserError(f"{path}: not a Gaussian splat: its vertices lack {', '.join(missing[:5])}")
+        more = f" and {len(missing) - MOST_NAMED} more" if len(missing) > MOST_NAMED else ""
+        raise UserError(
+            f"{path}: not a Gaussian splat in INRIA's layout: its vertices lack {', '.join(missing[:MOST_NAMED])}{more}"
+        )
     if rest not in SH_RESTS:
-        raise UserError(f"{path}: {rest} f_rest properties, expected {', '.join(map(str, SH_RESTS))}")
+        counts = ", ".join(map(str, SH_RESTS))
+        raise UserError(f"{path}: {rest} f_rest properties, expected {counts} (harmonics of degree 0, 1, 2, 3)")
 
     def columns(prefix: str, count: int) -> Tensor:
         parts = [torch.from_numpy(table[f"{prefix}_{i}"].astype(np.float32)) for i in range(count)]

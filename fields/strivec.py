@@ -50,6 +50,7 @@ from nfc_splat.rendering.level_set import LevelSet
 from nfc_splat.rendering.march import MarchedModel, composite
 from nfc_splat.rendering.samplers import box_steps
 from nfc_splat.rendering.samples import Samples
+from nfc_splat.rendering.sharing import total
 from nfc_splat.rendering.tensor_cells import MOST_TENSORS, TensorCells, find_cells, lattice_size
 from nfc_splat.rendering.trivectors import densities_along, query_trivectors
 
@@ -328,6 +329,9 @@ class Recipe(MarchedRecipe):
         self.first = dvgo.Recipe(coarse_config(config), geometry) if config.geometry == "coarse" else None
         self.candidates: Tensor | None = None
 
+    def stage(self, step: int) -> str:
+        return "coarse" if step <= self.config.first_steps else "tensors"
+
     def sampling(self, step: int) -> Sampling:
         """Coarse: any pixels. Then each pixel whose ray meets the tensors once per epoch."""
         if step <= self.config.first_steps:
@@ -370,7 +374,7 @@ class Recipe(MarchedRecipe):
             optimizers.update(self.optimizers(model))
         if own in config.mask_at or own in config.grow_at:
             log.info("step %d: %s", step, model.described())
-        return {"tensors": model.primitives, "samples": len(rendering.extras["samples"])}
+        return {"tensors": model.primitives, "samples": total(len(rendering.extras["samples"]))}
 
     def _begin(self, model: Model, step: int) -> None:
         """Find the rays that are worth drawing."""

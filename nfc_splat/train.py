@@ -6,6 +6,8 @@ The path from here to the loss: `train` -> `training.trainer.Trainer.fit` -> `st
 import logging
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from nfc_splat.fields.recipe import SceneGeometry
     from nfc_splat.training.config import TrainConfig
     from nfc_splat.training.load import LoadedRun
+    from nfc_splat.training.processes import Group
     from nfc_splat.training.progress import Observer
     from nfc_splat.training.run import RunFolder, RunSource
     from nfc_splat.training.state import TrainingState
@@ -26,15 +29,24 @@ log = logging.getLogger("nfc_splat.train")  # under `python -m`, __name__ is "__
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train as the command line says; returns the exit code."""
     from nfc_splat.training.command_line import parse_command_line
+    from nfc_splat.training.processes import FailedElsewhere, joined
 
-    return train(parse_command_line(sys.argv[1:] if arguments is None else arguments))
+    try:
+        with joined() as group:
+            with group.together():
+                config = parse_command_line(sys.argv[1:] if arguments is None else arguments)
+            return train(config, group)
+    except FailedElsewhere as error:
+        return error.exit_code
 
 
-def train(config: "TrainConfig") -> int:
+def train(config: "TrainConfig", group: "Group | None" = None) -> int:
     """Train, evaluate and export one run.
 
     Args:
         config: resolved (`nfc_splat.training.config.resolve`).
+        group: the processes that train together; the first one alone prints, writes, evaluates and exports. None for
+            this one alone.
 
     Returns:
         0; 129, 130 or 143 when a signal stopped it, after saving.
@@ -48,36 +60,49 @@ def train(config: "TrainConfig") -> int:
     from nfc_splat.rendering.kernels.threads import set_threads
     from nfc_splat.training import load
     from nfc_splat.training.batches import Batches
-    from nfc_splat.training.run import find_run, open_run, write_record
+    from nfc_splat.training.processes import ALONE
+    from nfc_splat.training.run import find_run
     from nfc_splat.training.saving import Saver
     from nfc_splat.training.trainer import Trainer
+    from nfc_splat.view.watching import watching
 
-    _show_log(config.quiet)
+    group = group or ALONE
+    if not group.first:
+        config = replace(config, quiet=True)
+    _show_log(config.quiet, group.first)
     set_threads(config.threads)
     keep_freed_memory()
-    scene = load.load_training_scene(config)
-    _introduce(config, scene)
-    _check_motion(config.method, scene.splits["train"])
-    _check_split(config.split, scene)
-    fingerprint = load.scene_hash(scene)
-    views = scene.splits["train"]
-    geometry = scene_geometry(scene, config.device)
-    source = find_run(Path(config.resume)) if config.resume else None
-    with open_run(config, source) as run:
-        state, saved_step = _begin(config, geometry, fingerprint, source)
-        write_record(config, load.describe_scene(scene, fingerprint, config.data))
+    with group.together():
+        group.use(config.device)
+        source = find_run(Path(config.resume)) if config.resume else None
+        scene = load.load_training_scene(load.with_kept_points(config, source))
+        _introduce(config, scene)
+        _check_motion(config.method, scene.splits["train"])
+        _check_measuring(config, scene)
+        fingerprint = load.scene_hash(scene)
+        views = scene.splits["train"]
+        geometry = scene_geometry(scene, config.device)
+        _introduce_processes(config, geometry, source, group)
+    with ExitStack() as stack:
+        with group.together():
+            watchers = stack.enter_context(watching(config, scene)) if group.first else []
+            run = stack.enter_context(_opened(config, source, group))
+            state = _begin(config, geometry, fingerprint, source)
+        saved_step = _record(config, load.describe_scene(scene, fingerprint, config.data), state.step, source, group)
         run.start_metrics(state.step)
-        saver = Saver(config, run, geometry, fingerprint, saved_step)
-        batches = Batches(views, scene.background, config.device)
-        trainer = Trainer(config, batches, state, saver, run, _observers(config, scene, run))
+        saver = Saver(config, run, geometry, fingerprint, saved_step, group)
+        batches = Batches(views, scene.background, config.device, group)
+        observers = [*_observers(config, scene, run), *watchers] if group.first else []
+        trainer = Trainer(config, batches, state, saver, run, observers, group)
         try:
             code = trainer.fit()
+            group.end()
         except torch.cuda.OutOfMemoryError as error:
             raise UserError(
                 f"the GPU's memory does not suffice at step {trainer.state.step} ({error}); raise --downscale or "
                 "choose a smaller model (--help lists its sizes), and start again with --overwrite"
             ) from error
-        if code == 0:
+        if code == 0 and group.first:
             finish(load.LoadedRun(config, scene, trainer.state.model, trainer.state.step), trainer.state.seconds)
         return code
 
@@ -96,20 +121,71 @@ def scene_geometry(scene: "Scene", device: str) -> "SceneGeometry":
 
 def _begin(
     config: "TrainConfig", geometry: "SceneGeometry", fingerprint: str, source: "RunSource | None"
-) -> tuple["TrainingState", int]:
-    """The state to train from, fresh or resumed, and the step whose checkpoint the run folder has already, or -1."""
-    from nfc_splat.training.checkpoint import discard_after
+) -> "TrainingState":
+    """The state to train from, fresh or resumed."""
     from nfc_splat.training.load import checkpoint_of
     from nfc_splat.training.state import fresh_state, restored_state
 
     if source is None:
-        return fresh_state(config, geometry), -1
+        return fresh_state(config, geometry)
     state = restored_state(checkpoint_of(source), config, geometry, fingerprint)
     log.info("resumed at step %d of %d", state.step, config.steps)
-    if source.folder.resolve() != config.out.resolve():
-        return state, -1
-    discard_after(config.out / "checkpoints", state.step)
-    return state, state.step
+    return state
+
+
+def _opened(config: "TrainConfig", source: "RunSource | None", group: "Group") -> AbstractContextManager["RunFolder"]:
+    """The run folder, taken for the first process; the others only read."""
+    from nfc_splat.training.run import OthersRun, open_run
+
+    return open_run(config, source) if group.first else nullcontext(OthersRun(config.out))
+
+
+def _record(
+    config: "TrainConfig", scene: dict[str, object], step: int, source: "RunSource | None", group: "Group"
+) -> int:
+    """Let the run folder say that training goes on from `step`. Returns the step whose checkpoint it has already, or
+    -1."""
+    from nfc_splat.training.checkpoint import discard_after
+    from nfc_splat.training.load import keep_points, with_kept_points
+    from nfc_splat.training.run import write_record
+
+    goes_on = source is not None and source.folder.resolve() == config.out.resolve()
+    if group.first:
+        if goes_on:
+            discard_after(config.out / "checkpoints", step)
+        keep_points(with_kept_points(config, source), config.out)
+        write_record(config, scene, group.size)
+    return step if goes_on else -1
+
+
+def _introduce_processes(
+    config: "TrainConfig", geometry: "SceneGeometry", source: "RunSource | None", group: "Group"
+) -> None:
+    """Say what several processes do together.
+
+    Raises:
+        UserError: they are more than a step has work for.
+    """
+    from nfc_splat.fields import find_method
+    from nfc_splat.training.run import processes_of
+
+    count, before = group.size, group.size if source is None else processes_of(source.folder)
+    if count == before == 1:
+        return
+    sampling = find_method(config.method).load().Recipe(config.model, geometry).sampling(1)
+    whole, views = sampling.kind == "images", len(geometry.cameras)
+    most, what = (views // sampling.images, "images") if whole else (sampling.rays, "rays")
+    if count > most:
+        raise UserError(f"WORLD_SIZE={count}: a step has work for {most} processes with {what}; start at most {most}")
+    if not whole:
+        log.info("shared: %d processes share the rays of a step, which is the same as with one", count)
+        return
+    now = count * sampling.images
+    log.info("shared: %d processes draw images of their own: a step sees %d, and learns from their mean", count, now)
+    if count != before:
+        log.warning(
+            "until here a step of this run saw %d images: what it learns in a step changes", now * before // count
+        )
 
 
 def _observers(config: "TrainConfig", scene: "Scene", run: "RunFolder") -> "list[Observer]":
@@ -208,11 +284,18 @@ def _check_motion(name: str, views: "Split") -> None:
         )
 
 
-def _check_split(name: str, scene: "Scene") -> None:
-    """Raise a `UserError` when the views to be measured are ones that the scene does not have."""
-    if name != "test" and not scene.splits.get(name):
+def _check_measuring(config: "TrainConfig", scene: "Scene") -> None:
+    """Raise a `UserError` when the views to be measured are ones that the scene does not have, or too few for the
+    protocol. A scene without test views is not measured at all."""
+    from nfc_splat.eval.images import PROTOCOLS
+    from nfc_splat.eval.views import check_protocol
+
+    name, views = config.split, scene.splits.get(config.split)
+    if name != "test" and not views:
         present = ", ".join(f"{other} ({len(views)})" for other, views in scene.splits.items())
         raise UserError(f"--split {name}: {scene.name} has no such views, it has {present}; choose another")
+    if views:
+        check_protocol(PROTOCOLS[config.protocol], len(views))
 
 
 class _Printer(logging.Handler):
@@ -226,13 +309,14 @@ class _Printer(logging.Handler):
             print(record.getMessage(), flush=True)
 
 
-def _show_log(quiet: bool) -> None:
-    """Print what the package logs, unless the program that uses it has set that up itself."""
+def _show_log(quiet: bool, first: bool) -> None:
+    """Print what the package logs, in the first of several processes, unless the program that uses it has set that up
+    itself."""
     package = logging.getLogger("nfc_splat")
     if not package.handlers and not logging.root.handlers:
         package.addHandler(_Printer())
         package.propagate = False
-    package.setLevel(logging.WARNING if quiet else logging.INFO)
+    package.setLevel(logging.CRITICAL if not first else logging.WARNING if quiet else logging.INFO)
 
 
 if __name__ == "__main__":

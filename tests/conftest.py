@@ -11,9 +11,15 @@ from data_scenes import Known
 from nfc_splat.rendering.kernels.threads import set_threads
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+WORKER = "PYTEST_XDIST_WORKER" in os.environ
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    set_threads(1)  # workers that each take every core wait for each other
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    """Every test and its fixtures start with one thread among workers, which would wait for each other; commands that
+    an earlier test called may have taken every core."""
+    if WORKER:
+        set_threads(1)
 
 
 @pytest.fixture(autouse=True)

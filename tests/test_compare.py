@@ -333,19 +333,19 @@ def test_a_stopped_comparison_goes_on_and_one_failure_does_not_end_it(tmp_path, 
     assert "resumed at step" in Path("out/cases/ball-3dgs-regression-42.log").read_text()
     assert "ball-nerf-regression-42: failed (2): " in out
     assert "--init-points" in out
-    cases = json.loads(Path("out/results.json").read_text())["cases"]
+    cases = json.loads(Path("out/static.json").read_text())["cases"]
     assert [bool(case["measured"]) for case in cases] == [True, True, False, False]
     assert all(case["measured"]["psnr"] > 5 for case in cases[:2])
 
-    page = Path("out/report.html").read_text()
+    page = Path("out/static.html").read_text()
     assert "ball: images by regression and by classification" in page
     assert "ball-nerf-regression-42: failed (2)" in page
     assert f"{cases[0]['measured']['psnr']:.2f}" in page
 
-    before = Path("out/results.csv").read_text().splitlines()
+    before = Path("out/static.csv").read_text().splitlines()
     assert compare([*asked, "--methods", "3dgs", "--", *SIZE]) == 0
     assert capsys.readouterr().out.count("done before") == 2
-    rows = Path("out/results.csv").read_text().splitlines()
+    rows = Path("out/static.csv").read_text().splitlines()
     assert rows == before[: len(rows)]
     with pytest.raises(UserError, match="was begun with other flags than now"):
         compare([*asked, "--", *SIZE, "--sh-degree", "1"])
@@ -363,7 +363,7 @@ def test_surfaces_of_a_comparison(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     words = ["ball", "--experiment", "surface", "--preset", "quick", "--methods", "3dgs", "--out", "out"]
     assert compare([*words, "--", *SIZE]) == 0
-    (case,) = json.loads(Path("out/results.json").read_text())["cases"]
+    (case,) = json.loads(Path("out/surface.json").read_text())["cases"]
     assert 0 < case["measured"]["fscore"] <= 1
     out = capsys.readouterr().out
     assert "protocol plain" in out

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from nfc_splat.compare.experiments import EXPERIMENTS
-from nfc_splat.compare.measured import check_same_images
+from nfc_splat.compare.measured import training_images
 from nfc_splat.compare.paired import paired, two_sided_p
 from nfc_splat.compare.plan import Budget, Case, Command, MeasuredScene, plan
 from nfc_splat.compare.plot import _ticks, draw_plot
-from nfc_splat.compare.published import published
+from nfc_splat.compare.published import ROOMS, published, published_mean
 from nfc_splat.compare.results import cases_of, report
+from nfc_splat.compare.rows import _differences
 from nfc_splat.compare.tables import Table, mean_table, scene_table
-from nfc_splat.errors import UserError
 from nfc_splat.files import write_json
 
 
@@ -51,7 +51,9 @@ def test_a_row_is_the_mean_over_seeds(tmp_path, capsys):
     cases = [finished(tmp_path, "dvgo", seed, value) for seed, value in enumerate(values)]
     cases.append(Case("3dgs-0", "a", "3dgs", "regression", 0, tmp_path, (Command(("x",), tmp_path / "no"),)))
     failures = {"3dgs-0": "failed (2): no memory"}
-    tables, paths = report([(EXPERIMENTS["static"], cases)], failures, tmp_path)
+    tables, files = report([(EXPERIMENTS["static"], cases)], failures, tmp_path)
+    paths = list(files)
+    assert [path.name for path in paths] == ["static.json", "static.csv", "static.tex"]
     out = capsys.readouterr().out
     assert f"{statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f}" in out
     assert "LPIPS" not in out
@@ -92,6 +94,72 @@ def test_scenes_are_averaged_and_paired_scene_by_scene(tmp_path):
     assert any("over 2 scenes" in note for note in table.notes)
 
 
+def table_of(name, folder, effect, scenes=("a",), seeds=(1, 2, 3), missing=()):
+    """The table of an experiment whose runs have made-up PSNRs: `effect(variant)` and something of scene and seed."""
+    cases = [case for scene in scenes for case in planned(name, folder, scene, seeds, ["dvgo"])]
+    numbers = {}
+    for case in cases:
+        psnr = 10.0 * scenes.index(case.scene) + case.seed + effect(case.variant)
+        numbers[case.name] = {"psnr": psnr, "ssim": 0.9, "lpips": None, "primitives": None} | dict.fromkeys(
+            ("train_seconds", "peak_memory_mb", "render_seconds"), 1.0
+        )
+        if (case.scene, case.seed, case.variant) in missing:
+            numbers[case.name] = None
+    if len(scenes) > 1:
+        return mean_table(EXPERIMENTS[name], cases, numbers)
+    return scene_table(EXPERIMENTS[name], scenes[0], cases, numbers)
+
+
+@pytest.mark.parametrize("name", ["sparse", "noise", "grid"])
+def test_classification_is_compared_with_regression_at_the_same_place(name, tmp_path):
+    def effect(variant):
+        return len(variant) + sum(map(ord, variant)) % 7 if "regression" in variant else gain + effect(mate(variant))
+
+    def mate(variant):
+        return variant.replace("classification", "regression")
+
+    gain = 1.25
+    table = table_of(name, tmp_path, effect)
+    for variant, difference in zip(column(table, "variant"), column(table, "dPSNR"), strict=True):
+        assert difference == ("+1.25 ± 0.00" if "classification" in variant else "")
+    assert "n/a" in column(table, "p")
+    assert any("regression under the same conditions" in note for note in table.notes)
+
+
+def test_controls_are_also_compared_with_classification(tmp_path):
+    gains = {"regression": 0.0, "regression, 5 x": 2.0, "classification": 3.0, "regression, eps 1e-15": 1.0}
+    table = table_of("controls", tmp_path, lambda variant: gains.get(variant, 2.5))
+    beside = dict(zip(column(table, "variant"), column(table, "dPSNR of NFC"), strict=True))
+    assert beside["regression, 5 x"].startswith("+1.00")
+    assert beside["regression"].startswith("+3.00")
+    assert beside["classification"] == ""
+    others = dict(zip(column(table, "variant"), column(table, "dPSNR"), strict=True))
+    assert others["classification, eps 1e-15"].startswith("+1.50")  # beside regression with that epsilon
+
+
+def test_seeds_of_one_scene_are_not_independent_of_each_other():
+    """Where scenes differ and seeds hardly do, nine differences of three scenes are three."""
+    draws = torch.Generator().manual_seed(0)
+    rejected = 0
+    for _ in range(300):
+        of_scenes = torch.randn(3, generator=draws, dtype=torch.float64)
+        gains = of_scenes[:, None] + 0.1 * torch.randn(3, 3, generator=draws, dtype=torch.float64)
+        mine = {(str(k), seed): {"psnr": float(gains[k, seed])} for k in range(3) for seed in range(3)}
+        others = {key: {"psnr": 0.0} for key in mine}
+        rejected += _differences(mine, others, by_scene=True)["psnr"].p < 0.05
+    assert rejected / 300 == pytest.approx(0.05, abs=0.03)
+
+
+def test_means_are_over_what_all_rows_have(tmp_path):
+    missing = {("b", 1, "classification"), ("b", 2, "classification"), ("b", 3, "classification")}
+    table = table_of("static", tmp_path, lambda variant: 0.0, ("a", "b"), missing=missing)
+    assert column(table, "PSNR") == ["2.00", "2.00"]  # scene a alone, the mean of its seeds
+    assert column(table, "variant") == ["regression", "classification (3 of 6)"]
+    assert any("that all rows have" in note for note in table.notes)
+    whole = table_of("static", tmp_path, lambda variant: 0.0, ("a", "b"))
+    assert column(whole, "PSNR") == ["7.00 ± 7.07"] * 2  # of two scenes, not of six runs
+
+
 @pytest.mark.parametrize(
     ("t", "freedom", "p"),
     [(1.0, 1, 0.5), (12.706, 1, 0.05), (4.3027, 2, 0.05), (2.7764, 4, 0.05), (2.0423, 30, 0.05), (0.0, 5, 1.0)],
@@ -109,6 +177,7 @@ def test_the_paired_test_holds_its_level_where_nothing_differs():
 
 def test_a_test_that_cannot_be_made_has_no_p():
     assert paired([3.0], [1.0]).p is None
+    assert paired([30.1, 31.3, 29.7], [30, 31.2, 29.6]).p is None  # equal but for rounding
     assert paired([3.0, 4.0], [1.0, 2.0]).p is None  # no spread: t would be infinite
     assert paired([3.0, 4.0], [1.0, 2.0]).mean == 2.0
 
@@ -127,12 +196,11 @@ def test_what_was_printed_of_a_scene_stands_below_its_row(tmp_path):
 
 
 def test_means_of_the_printed_rows_are_the_printed_means():
-    rows = [row for scene in range(3) for row in published("static", f"room{scene}")]
-    rows += [row for scene in range(5) for row in published("static", f"office{scene}")]
-    means = {}
-    for row in rows:
-        means.setdefault(row.variant, []).append(row.metrics["psnr"])
-    assert [statistics.fmean(values) for values in means.values()] == pytest.approx([17.08, 32.49, 34.11], abs=0.04)
+    rows = published_mean("ablation", ROOMS)
+    assert [row.metrics["psnr"] for row in rows] == pytest.approx([17.08, 32.49, 34.11], abs=0.04)
+    assert [row.metrics["psnr"] for row in published_mean("static", ROOMS)] == pytest.approx([17.08, 34.11], abs=0.04)
+    assert {row.source for row in rows} == {"means of the same 8 scenes"}
+    assert not published_mean("static", ["room0", "kitchen"])
 
 
 @pytest.mark.parametrize(
@@ -146,6 +214,8 @@ def test_means_of_the_printed_rows_are_the_printed_means():
         ("noise", "lego", 0),
         ("cost", "office2", 3),
         ("cost", "office1", 0),
+        ("static", "room0", 2),
+        ("ablation", "room0", 3),
         ("surface", "room", 2),
         ("few-views", "lego", 2),
         ("grid", "room0", 0),
@@ -174,13 +244,13 @@ def test_few_views_are_a_table_and_a_plot(tmp_path, capsys):
     cases = planned("few-views", tmp_path, "chair", [1, 2])
     for case in cases[:-1]:  # the last one failed
         leave(case, 20.0 + case.seed + 5 * case.variant.endswith("classification"), ["x"])
-    _, paths = report([(experiment, cases)], {}, tmp_path)
+    _, files = report([(experiment, cases)], {}, tmp_path)
     printed = capsys.readouterr().out
     assert "views 100, classification (1 of 2)" in printed
     assert "28.53" in printed
     assert "a number of views that the paper does not state" in printed
-    assert paths[-1].name == "few-views-chair-strivec.svg"
-    texts, circles = svg(paths[-1])
+    assert list(files)[-1].name == "few-views-chair-strivec.svg"
+    texts, circles = svg(list(files)[-1])
     assert {"regression", "classification", "10", "100", "training views", "PSNR (dB)"} <= set(texts)
     heights = [float(circle.get("cy")) for circle in circles]
     assert heights[0] == heights[4] > heights[5]  # regression's points, and above them classification's
@@ -196,6 +266,16 @@ def test_places_far_apart_can_be_drawn_at_equal_distances(tmp_path):
     assert (middle - left) / (right - left) == pytest.approx(0.5 / 19.5, abs=1e-3)
 
 
+def test_bars_stay_within_the_axes(tmp_path):
+    (tmp_path / "plot.svg").write_text(draw_plot("title", "x", "y", {"one": {1.0: [20.0, 21.0], 2.0: [20.5]}}))
+    picture = ElementTree.parse(tmp_path / "plot.svg").getroot()
+    paths = [element.get("d") for element in picture.iter() if element.tag.endswith("path")]
+    lines = sorted(float(path.split()[1].split("H")[0]) for path in paths if "H" in path and path.startswith("M64 "))
+    (bar,) = [path for path in paths if "V" in path]
+    low, high = (float(part) for part in bar.split()[1].split("V"))
+    assert lines[0] <= high < low <= lines[-1]
+
+
 def test_curves_are_lines_over_steps(tmp_path, capsys):
     cases = planned("curves", tmp_path, "room", [1, 2], ["dvgo"])
     for case in cases:
@@ -203,8 +283,8 @@ def test_curves_are_lines_over_steps(tmp_path, capsys):
         lines += [{"step": 150 * k, "train_psnr": 20.0 + k + case.seed, "test_psnr": 18.0 + k} for k in range(1, 21)]
         leave(case, 30.0)
         (case.folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    _, paths = report([(EXPERIMENTS["curves"], cases)], {}, tmp_path)
-    texts, circles = svg(paths[-1])
+    _, files = report([(EXPERIMENTS["curves"], cases)], {}, tmp_path)
+    texts, circles = svg(list(files)[-1])
     assert {"regression, training views", "regression, test views", "classification, test views", "step"} <= set(texts)
     assert not circles  # so many points are a line
     assert {"1000", "2000", "3000"} <= set(texts)
@@ -220,10 +300,11 @@ def test_ticks_are_round_and_hold_all_values(low, high):
     assert float(f"{step:.1e}") == pytest.approx(step)
 
 
-def test_latex_is_a_tabular_whose_names_are_harmless():
-    table = Table("a_b: 50 %", [["method", "", "PSNR"], ["m", r"x_y & 5 % \input{z}", "-1.50 ± 0.20"]], ["note"])
+def test_latex_is_a_table_whose_names_are_harmless():
+    rows = [["method", "variant", "PSNR"], ["m", r"x_y & 5 % \input{z}", "-1.50 ± 0.20"]]
+    table = Table("a_b: < 50 %\n\\input{x}", rows, ["note"])
     lines = table.latex().splitlines()
-    assert lines[:2] == ["% a_b: 50 %", "% note"]
+    assert lines[:2] == [r"\begin{table}", r"\caption{a\_b: $<$ 50 \% /input\{x\}. note}"]
     assert lines[2] == r"\begin{tabular}{llr}"
     assert lines[5] == r"m & x\_y \& 5 \% /input\{z\} & $-$1.50 $\pm$ 0.20 \\"
 
@@ -233,12 +314,17 @@ def test_runs_of_other_images_are_not_compared(tmp_path):
     for case in cases:
         share = next((word for word in case.variant.split(",")[0].split() if "." in word), "")
         leave(case, 30.0, [f"{share}.png"] if share else None)
-    lists = check_same_images(cases)
+    lists, wrong = training_images(cases)
     assert lists["room --train-share 0.2"] == ["0.2.png"]
     assert len(lists) == 4
+    assert not wrong
     leave(cases[1], 30.0, ["another.png"])
-    with pytest.raises(UserError, match=r"trained on other images than the runs of room --train-share 0\.2"):
-        check_same_images(cases)
+    _, wrong = training_images(cases)
+    assert list(wrong) == [cases[1].name]
+    assert "trained on other images than the runs of room --train-share 0.2" in wrong[cases[1].name]
+    tables, files = report([(EXPERIMENTS["sparse"], cases)], wrong, tmp_path)
+    assert f"{cases[1].variant} (0 of 1)" in column(tables[0], "variant")
+    assert all(file.is_file() for file in files)
 
 
 def test_each_experiment_gets_its_own_cases_in_its_order(tmp_path):

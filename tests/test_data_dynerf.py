@@ -96,6 +96,50 @@ def test_one_video_beside_the_frames_of_others_is_not_forgotten(root):
     assert_refused(root, "12 rows for 11 cameras")
     (root / "cam05.mp4").write_bytes(b"")
     assert_refused(root, "cam05: there is no image in images/, only cam05.mp4")
+    assert_refused(root, f"in {root}: for v in cam05.mp4; do")  # the others' frames are left as they are
+    (root / "cam04.mp4").write_bytes(b"")  # what cam04's frames were taken from may stay
+    assert_refused(root, "for v in cam05.mp4; do")
+
+
+def rename(root, name):
+    for camera in sorted(root.glob("cam*")):
+        camera.rename(root / name(int(camera.name[3:])))
+
+
+def test_names_without_leading_zeros_go_by_name_and_say_so(root, known):
+    """As sorted names do in the published tools: 0, 1, 10, 11, 2, ..."""
+    rename(root, lambda number: f"cam{number}")
+    scene = load_scene(root, undistort=True)
+    assert scene.splits["test"].names == [f"cam0/images/{i:04d}.png" for i in range(FRAMES)]
+    order = sorted(range(COUNT), key=str)
+    assert scene.splits["train"].names[::FRAMES] == [f"cam{number}/images/0000.png" for number in order[1:]]
+    found = torch.cat([scene.splits[name].cameras.viewmats[::FRAMES] for name in ("test", "train")])
+    torch.testing.assert_close(found, torch.from_numpy(np.linalg.inv(known.poses)).float(), rtol=0, atol=1e-6)
+    said = "Warning: rows go by names, so they are those of 'cam0', 'cam1', 'cam10', 'cam11', 'cam2'"
+    assert any(said in notice for notice in scene.notices)
+
+
+def test_videos_without_leading_zeros_are_recognised(root):
+    as_videos(root)
+    for video in root.glob("cam*.mp4"):
+        video.rename(root / f"cam{int(video.stem[3:])}.mp4")
+    assert "poses_bounds.npy and cam0.mp4" in detect_format(root)[1]
+    assert_refused(root, "cam0: there is no image in images/, only cam0.mp4; take the videos apart")
+    assert_refused(root, "for v in cam*.mp4; do")
+
+
+def test_a_camera_by_two_names_is_refused(root):
+    (root / "cam3.mp4").write_bytes(b"")
+    assert_refused(root, "'cam03' and 'cam3' are both camera 3; keep one")
+
+
+def test_frames_that_lie_in_the_cameras_own_folder_are_to_be_moved(root):
+    for camera in root.glob("cam*"):
+        for image in (camera / "images").iterdir():
+            image.rename(camera / image.name)
+        (camera / "images").rmdir()
+    assert detect_format(root)[0] == "dynerf"
+    assert_refused(root, "cam00: there is no image in images/, but 3 images beside it; move them into cam00/images/")
 
 
 def test_other_videos_and_folders_are_no_cameras(root):

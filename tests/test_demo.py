@@ -282,7 +282,7 @@ def test_sizes_out_of_range_are_refused_by_name(tmp_path, name, value):
         write_scene(tmp_path / "scene", Settings(**{name: value}))
 
 
-def test_the_command_ends_with_the_path_and_the_next_command(tmp_path):
+def test_the_command_ends_with_the_path_and_the_next_command(tmp_path, capsys):
     out = tmp_path / "a scene"
     command = [sys.executable, "-m", "nfc_splat.demo", str(out), "--kind", "object", "--views", "2"]
     command += ["--width", "16", "--height", "16", "--supersample", "1"]
@@ -291,10 +291,12 @@ def test_the_command_ends_with_the_path_and_the_next_command(tmp_path):
     assert str(out) in done.stdout.splitlines()[-2]
     assert done.stdout.splitlines()[-1] == f"next: python -m nfc_splat.train '{out}'"
     (out / "mine").write_text("x")
-    again = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert again.returncode == 2
-    assert again.stderr.startswith("error: ")
-    assert again.stderr.count("\n") == 1
+    with pytest.raises(SystemExit) as caught:
+        run_command(lambda: demo.main(command[3:]))
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -303,7 +305,10 @@ def test_the_command_ends_with_the_path_and_the_next_command(tmp_path):
         (["--nonsense"], "--nonsense: unknown flag; python -m nfc_splat.demo --help lists them"),
         (["--widht", "20"], "--widht: unknown flag; did you mean --width?"),
         (["--views", "many"], "--views"),
-        (["--kind", "castle"], "'castle' for argument '--kind'"),
+        (
+            ["--kind", "castle"],
+            "invalid choice 'castle' for argument '--kind'. Expected one of ('room', 'object'); see",
+        ),
         (["--width", "3"], "--width 3: expected 16 to 8192"),
         (["one", "two"], "'two': expected at most one OUT and flags"),
     ],
@@ -328,10 +333,10 @@ def test_a_name_without_characters_is_shown_escaped():
     assert (done.returncode, done.stdout, done.stderr) == (0, b"scene\\udcff\n", b"")
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
-def test_a_wrong_value_is_one_line_in_any_terminal(encoding):
+def test_a_wrong_value_is_one_line_in_a_terminal_without_frames():
+    """As it is where there are characters to draw them, which the other wrong values see."""
     command = [sys.executable, "-m", "nfc_splat.demo", "--kind", "castle"]
-    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
     repository = Path(__file__).resolve().parent.parent
     done = subprocess.run(
         command, cwd=repository, env=environment, capture_output=True, text=True, timeout=300, check=False

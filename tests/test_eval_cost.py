@@ -4,10 +4,11 @@ import re
 
 import pytest
 import training_toy
+from moving_toys import write_moving_scene
 
 from nfc_splat.errors import UserError
 from nfc_splat.eval.__main__ import main
-from nfc_splat.eval.cost import take_turns, variants
+from nfc_splat.eval.cost import cost_table, take_turns, variants
 from nfc_splat.fields import METHODS
 from nfc_splat.training.command_line import parse_command_line
 
@@ -24,6 +25,59 @@ def test_the_command_prints_both_losses_and_the_cost(scene, capsys, tmp_path):
     assert re.search(r"^ *regression +\d+\.\d\d ms$", printed, re.MULTILINE)
     assert re.search(r"^ *classification +\d+\.\d\d ms +[+-]\d+\.\d %$", printed, re.MULTILINE)
     assert not (tmp_path / "runs").exists()
+
+
+def test_each_stage_has_its_own_cost(tmp_path, capsys):
+    scene = write_moving_scene(tmp_path / "disc")
+    words = ["cost", str(scene), "--method", "4dgs", "--steps", "8", "--coarse-steps", "3", "--threads", "1"]
+    words += ["--backend", "reference", "--init-points", "20", "--refine-start", "9"]
+    assert main(words) == 0
+    head, columns, *rows = capsys.readouterr().out.splitlines()
+    assert "8 steps each" in head
+    assert columns.split() == ["stage", "loss", "median", "step", "cost"]
+    losses = ["regression", "classification"]
+    assert [row.split()[:2] for row in rows] == [
+        [stage, loss] for stage in ("coarse", "fine", "all") for loss in losses
+    ]
+
+
+def test_stages_are_counted_apart_and_weigh_as_many_steps_as_they_have():
+    """Ten steps of which the first does not count, five of which none is left out, and a round of different ones."""
+    seconds = {
+        "regression": [9.0] + [1.0] * 9 + [3.0] * 5 + [50.0],
+        "classification": [99.0] + [1.5] * 9 + [6.0] * 5 + [1.0],
+    }
+    stages = [{"coarse"}] * 10 + [{"fine"}] * 5 + [{"coarse", "fine"}]
+    assert cost_table(seconds, stages)[1:] == [
+        ["coarse", "regression", "1000.00 ms", ""],
+        ["coarse", "classification", "1500.00 ms", "+50.0 %"],
+        ["fine", "regression", "3000.00 ms", ""],
+        ["fine", "classification", "6000.00 ms", "+100.0 %"],
+        ["all", "regression", "1666.67 ms", ""],
+        ["all", "classification", "3000.00 ms", "+80.0 %"],
+    ]
+    assert cost_table(seconds, [{""}] * 16)[0] == ["loss", "median step", "cost"]
+
+
+def test_recipes_know_their_stages():
+    from dvgo_toys import ball_geometry
+
+    from nfc_splat.fields import dvgo, neus, strivec
+
+    dvgo_config = dvgo.preset("quick", steps=20, coarse_steps=5, bounded="yes")
+    strivec_config = strivec.preset("quick", steps=20, coarse_steps=5)
+    neus_config = neus.preset("quick", steps=20, shape_steps=5)
+    geometry = ball_geometry()
+    for module, config, names in (
+        (dvgo, dvgo_config, ["coarse", "fine"]),
+        (dvgo, dvgo.preset("quick", steps=20, bounded="no"), ["fine", "fine"]),
+        (strivec, strivec_config, ["coarse", "tensors"]),
+        (strivec, strivec.preset("quick", steps=20, geometry="points"), ["tensors", "tensors"]),
+    ):
+        recipe = module.Recipe(config, geometry)
+        assert [recipe.stage(step) for step in (5, 6)] == names
+    recipe = neus.Recipe(neus_config, geometry)
+    assert recipe.stage(1) == ("density" if recipe.shaping else "surface") == "density"
 
 
 def test_a_wrong_flag_is_one_line(scene):

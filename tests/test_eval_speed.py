@@ -95,3 +95,27 @@ def test_requests_that_cannot_be_met(words, said):
         pytest.skip("this machine can")
     with pytest.raises(UserError, match=said):
         speed.main(words)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--mesh", "--kernels"], "--kernels and --mesh: expected at most one of them"),
+        (
+            ["--fields", "dvgo", "--moving", "r", "--dnerf", "d"],
+            "--dnerf and --moving and --fields: expected at most one",
+        ),
+        (["--nerf-pytorch", "n", "--opensplat", "o"], "--opensplat o: --nerf-pytorch does not heed it; leave it out"),
+        (["--mesh", "--steps", "60"], "--steps 60: --mesh does not heed it"),
+        (["--kernels", "--scene", "s"], "--scene s: --kernels does not heed it"),
+        (["--moving", "r", "--record", "a.json"], "--record a.json: --moving does not heed it"),
+        (["--dnerf", "d", "--device", "cuda"], "--device cuda: --dnerf does not heed it"),
+        (["--opensplat", "o", "--scene", "s"], "--scene s: it belongs to --fields; leave it out"),
+        (["--record", "a.json"], "--record a.json: it belongs to --fields and --kernels and --mesh; leave it out"),
+        (["--fields"], "--fields: names no method; expected one or more of dvgo, ngp, nerf"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(words, said):
+    with pytest.raises(UserError) as refused:
+        speed.main(words)
+    assert str(refused.value).startswith(said)

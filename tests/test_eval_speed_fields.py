@@ -68,5 +68,5 @@ def test_the_command_prints_a_table_and_writes_a_record(monkeypatch, capsys, tmp
 
 
 def test_a_record_needs_kernels(tmp_path):
-    with pytest.raises(UserError, match="only --fields, --kernels and --mesh write a record"):
+    with pytest.raises(UserError, match="it belongs to --fields and --kernels and --mesh"):
         speed.main(["--record", str(tmp_path / "a.json")])

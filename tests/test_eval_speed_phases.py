@@ -238,7 +238,7 @@ def test_the_built_in_scene_is_a_painted_ball(tmp_path):
 
 
 def test_a_scene_is_for_fields(tmp_path):
-    with pytest.raises(UserError, match="only --fields trains on a scene"):
+    with pytest.raises(UserError, match="it belongs to --fields"):
         speed.main(["--scene", str(tmp_path)])
     with pytest.raises(UserError, match="neus"):
         speed.main(["--fields", "neus"])

@@ -143,6 +143,20 @@ def test_refusals(folder, words, needle):
     assert "\n" not in str(caught.value)
 
 
+def test_a_cloud_without_what_gaussians_need_is_refused_in_a_line(folder, tmp_path):
+    """The header of the file without two properties; nothing is read of the scene, and nothing is written."""
+    content = (folder / "other.ply").read_bytes()
+    for name in ("opacity", "rot_3"):
+        content = content.replace(f"property float {name}\n".encode(), b"")
+    (tmp_path / "poor.ply").write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        evaluate(["splats", str(tmp_path / "poor.ply"), str(tmp_path / "nowhere")])
+    assert str(caught.value).endswith(
+        "poor.ply: not a Gaussian splat in INRIA's layout: its vertices lack opacity, rot_3"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["poor.ply"]
+
+
 def test_a_file_is_no_run(folder):
     with pytest.raises(UserError, match="eval splats measures Gaussians in a file"):
         evaluate(["images", str(folder / "other.ply"), "--scene", str(folder / "scene")])

@@ -182,19 +182,30 @@ def test_settings_that_make_no_sense(options, flag):
 # ------------------------------------------------------------------------------------------------ the displacement
 
 
+# How near to 0 a ReLU's input may come before float32's rounding of it (about 1e-6 here) can land on the other side.
+KINK = 5e-6
+
+
 def published(module, points, times, ray):
-    """The displacement written out, in the dtype of its inputs."""
+    """The displacement [M, 3] written out, in the dtype of its inputs, and how near [M] a ReLU's input comes to 0."""
     encode = lambda x, octaves: torch.cat(  # noqa: E731
         [x, *(wave(2.0**k * x) for k in range(octaves) for wave in (torch.sin, torch.cos))], 1
     )
     point, time = encode(points, module.points.octaves), encode(times[ray][:, None], module.times.octaves)
-    h = torch.cat([point, time], 1)
+    h, nearest = torch.cat([point, time], 1), torch.full((len(points),), math.inf, dtype=points.dtype)
     *hidden, last = module.network.layers
     for index, layer in enumerate(hidden):
-        h = layer(h).relu()
+        h = layer(h)
+        nearest = nearest.minimum(h.detach().abs().amin(1))
+        h = h.relu()
         if index == len(hidden) // 2 and len(hidden) > 2:
             h = torch.cat([point, h], 1)
-    return last(h) * (times[ray] != 0)[:, None]
+    return last(h) * (times[ray] != 0)[:, None], nearest
+
+
+def apart(ours, expected):
+    """The norm of a difference, relative to that of what was expected."""
+    return ((ours.double() - expected).norm() / expected.norm()).item()
 
 
 def displacement_inputs(rows=3000, rays=40):
@@ -206,22 +217,28 @@ def displacement_inputs(rows=3000, rays=40):
 
 
 @pytest.mark.parametrize(("width", "depth", "octaves", "time_octaves"), [(64, 8, 10, 10), (32, 3, 4, 2), (16, 1, 0, 0)])
-def test_the_displacement_equals_a_float64_reference(width, depth, octaves, time_octaves):
-    torch.manual_seed(1)
+@pytest.mark.parametrize("seed", [1, 5])
+def test_the_displacement_equals_a_float64_reference(width, depth, octaves, time_octaves, seed):
+    """To float32's rounding, angles of up to 2^9 included: a power of two times a coordinate is exact, and both take
+    their sines of the same angles.
+
+    But for samples at a kink of a ReLU. Where its input is within rounding of 0 the two can take different sides;
+    values hardly notice, but a path has its gradient in one and none in the other. With seed 5 one of 3000 samples does
+    so, which alone puts gradients of parameters 1e-2 apart. Such samples are left out of the loss.
+    """
+    torch.manual_seed(seed)
     module = Displacement(width, depth, octaves, time_octaves)
     exact = copy.deepcopy(module).double()
     points, times, ray, weight = displacement_inputs()
-    results = []
-    for network, function, dtype in ((module, module, torch.float32), (exact, None, torch.float64)):
-        x = points.to(dtype).requires_grad_()
-        arguments = x, times.to(dtype), ray
-        y = function(*arguments) if function else published(network, *arguments)
-        gradients = torch.autograd.grad((y * weight.to(dtype)).sum(), [x, *network.parameters()])
-        results.append([y.detach(), *gradients])
-    for ours, expected in zip(*results, strict=True):
-        # Angles of up to 2^9 carry float32's rounding of them, 2^9 times as large in the sines.
-        assert ((ours.double() - expected).norm() / expected.norm()).item() < 2e-4
-    assert torch.equal(exact(points.double(), times.double(), ray), results[1][0])
+    x, y = points.clone().requires_grad_(), points.double().requires_grad_()
+    moved, (expected, nearest) = module(x, times, ray), published(exact, y, times.double(), ray)
+    assert apart(moved, expected) < 1e-6
+    weight = weight * (nearest > KINK)[:, None]
+    assert (nearest > KINK).double().mean() > 0.98
+    ours = torch.autograd.grad((moved * weight).sum(), [x, *module.parameters()])
+    theirs = torch.autograd.grad((expected * weight.double()).sum(), [y, *exact.parameters()])
+    assert max(map(apart, ours, theirs)) < 2e-6  # sums of 3000 rows in float32
+    assert torch.equal(exact(points.double(), times.double(), ray), expected)
 
 
 def test_gradients_of_the_displacement():
@@ -297,15 +314,15 @@ def test_gradients_reach_the_displacement_through_the_static_fields_positions(ki
         views = canonical.view_encoding(torch.nn.functional.normalize(rays.directions, dim=-1))
         field, local, unit = nerf._Pass(canonical, canonical.fine, canonical.fine_points, views), samples.positions, 1.0
     parameters = list(model.displacement.parameters())
-    ours = torch.autograd.grad(field.alpha(model.moved(samples))[0].sum(), parameters)
-    leaf = model.moved(samples).positions.detach().requires_grad_()
-    (v_positions,) = torch.autograd.grad(field.alpha(samples.moved_to(leaf))[0].sum(), leaf)
     exact = copy.deepcopy(model.displacement).double()
-    shift = unit * published(exact, local.double(), rays.times.double(), samples.ray)
-    expected = torch.autograd.grad((shift * v_positions.double()).sum(), list(exact.parameters()))
+    shift, nearest = published(exact, local.double(), rays.times.double(), samples.ray)
+    kept = nearest > KINK
+    ours = torch.autograd.grad(field.alpha(model.moved(samples))[0][kept].sum(), parameters)
+    leaf = model.moved(samples).positions.detach().requires_grad_()
+    (v_positions,) = torch.autograd.grad(field.alpha(samples.moved_to(leaf))[0][kept].sum(), leaf)
+    expected = torch.autograd.grad((unit * shift * v_positions.double()).sum(), list(exact.parameters()))
     assert v_positions.any()
-    for a, b in zip(ours, expected, strict=True):
-        assert ((a.double() - b).norm() / b.norm()).item() < 1e-3
+    assert max(map(apart, ours, expected)) < 2e-6
 
 
 def test_rays_without_times_are_refused():

@@ -178,7 +178,16 @@ LINES, WIDTH = splat_lines(1)
         ([*LINES, "property half h"], "property half h"),
         ([*LINES, "property float x"], "same property twice"),
         (LINES[:-1], "lack rot_3"),
-        (LINES[:3], "lack x, y, z"),
+        (
+            LINES[:3],
+            "lack x, y, z, f_dc_0, f_dc_1, f_dc_2, opacity, scale_0, scale_1, scale_2, rot_0, rot_1, rot_2, rot_3",
+        ),
+        (
+            [line for line in LINES if "opacity" not in line and "_1" not in line],
+            "lack f_dc_1, opacity, scale_1, rot_1",
+        ),
+        ([*LINES[:3], *(f"property float f_rest_{i}" for i in range(1, 45))], "rot_2 and 1 more"),
+        ([*LINES, *(f"property float f_rest_{i}" for i in range(44))], "44 f_rest properties, expected 0, 9, 24, 45"),
         ([*LINES[:2], "element camera 1", *LINES[3:]], "no element called vertex"),
         ([*LINES, *(f"property float f_rest_{i}" for i in range(7))], "7 f_rest properties"),
         ([*LINES, "property float f_rest_5"], "lack f_rest_0"),
@@ -187,7 +196,7 @@ LINES, WIDTH = splat_lines(1)
 )
 def test_hostile_headers_are_refused_in_one_line(tmp_path, lines, said):
     with pytest.raises(UserError) as refused:
-        read_splats(ply(tmp_path, lines, bytes(4 * (WIDTH + 7))))
+        read_splats(ply(tmp_path, lines, bytes(4 * (WIDTH + 50))))
     assert said in str(refused.value)
     assert "b.ply" in str(refused.value)
     assert "\n" not in str(refused.value)

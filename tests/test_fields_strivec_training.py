@@ -89,6 +89,10 @@ def test_given_points_take_the_place_of_the_coarse_stage(scene, tmp_path):
     log = [json.loads(line) for line in (config.out / "metrics.jsonl").read_text().splitlines()]
     assert "tensors" in log[0]
     assert log[-1]["psnr"] > log[0]["psnr"] + 3
+    given = path.read_bytes()
+    path.unlink()
+    assert (config.out / "initial_points.txt").read_bytes() == given
+    assert load_run(config.out).step == 80  # its scene, points included, is that of the training
 
 
 def test_fewer_training_views_are_recorded(scene, tmp_path):

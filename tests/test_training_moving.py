@@ -29,16 +29,41 @@ def scene(tmp_path_factory):
     return write_moving_scene(tmp_path_factory.mktemp("data") / "disc")
 
 
+def configured(scene, out, **changes):
+    """A resolved 4dgs config of a few steps."""
+    config = default_config(scene, method="4dgs", preset="quick", device="cpu")
+    config = dataclasses.replace(config, out=out, threads=1, quiet=True, log_every=1)
+    return resolve(dataclasses.replace(config, model=moving_config(steps=30, coarse_steps=12), **changes))
+
+
 @pytest.fixture
 def configure(scene, tmp_path):
-    """A resolved 4dgs config of a few steps."""
+    return lambda name, **changes: configured(scene, tmp_path / name, **changes)
 
-    def build(name, **changes):
-        config = default_config(scene, method="4dgs", preset="quick", device="cpu")
-        config = dataclasses.replace(config, out=tmp_path / name, threads=1, quiet=True, log_every=1)
-        return resolve(dataclasses.replace(config, model=moving_config(steps=30, coarse_steps=12), **changes))
 
-    return build
+@pytest.fixture(scope="module")
+def trained(scene, tmp_path_factory):
+    """The folder of a finished run by regression."""
+    config = configured(scene, tmp_path_factory.mktemp("moving") / "run")
+    assert train(config) == 0
+    return config.out
+
+
+@pytest.fixture(scope="module")
+def static(scene, tmp_path_factory):
+    """The folder of a run of 3dgs on the same scene, and what it warned of."""
+    out = tmp_path_factory.mktemp("static") / "run"
+    words = ("--method", "3dgs", "--steps", "1", "--out", str(out), "--quiet", "--backend", "reference")
+    said = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    log = logging.getLogger("nfc_splat")
+    log.addHandler(handler)
+    try:
+        assert train(parse(scene, *words)) == 0
+    finally:
+        log.removeHandler(handler)
+    return out, said
 
 
 def parse(scene, *words):
@@ -86,10 +111,8 @@ def test_what_auto_chose_is_said(scene, tmp_path, caplog):
     assert "the training frames carry 8 different times, so the scene moves" in caplog.text
 
 
-def test_a_static_method_is_warned_of_motion(scene, tmp_path, caplog):
-    words = ("--method", "3dgs", "--steps", "1", "--out", str(tmp_path / "run"), "--quiet", "--backend", "reference")
-    assert train(parse(scene, *words)) == 0
-    (warning,) = [record.getMessage() for record in caplog.records if "static" in record.getMessage()]
+def test_a_static_method_is_warned_of_motion(static):
+    (warning,) = [line for line in static[1] if "static" in line]
     assert warning.startswith("--method 3dgs is static and the frames carry 8 different times")
     assert "4dgs" in warning
 
@@ -118,18 +141,19 @@ def test_a_target_encoding_is_refused_with_the_reason(scene):
 
 
 @pytest.mark.parametrize("loss", ["regression", "classification"])
-def test_a_run_learns_and_can_be_drawn_at_any_time(configure, loss):
-    config = configure("run", loss=loss)
-    assert train(config) == 0
-    log = [json.loads(line) for line in (config.out / "metrics.jsonl").read_text().splitlines()]
+def test_a_run_learns_and_can_be_drawn_at_any_time(configure, trained, loss):
+    if loss == "classification":
+        trained = configure("run", loss=loss).out
+        assert train(configure("run", loss=loss)) == 0
+    log = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     assert log[-1]["psnr"] > log[0]["psnr"]
     assert all(record["primitives"] > 0 for record in log)  # N is logged
     assert ("classification" in log[0]["losses"]) == (loss == "classification")
     assert "time_smoothness" not in log[11]["losses"]
     assert "time_smoothness" in log[12]["losses"]
-    assert json.loads((config.out / "eval/summary.json").read_text())["n_views"] == 2
-    assert (config.out / "point_cloud.ply").is_file()
-    run = load_run(config.out)
+    assert json.loads((trained / "eval/summary.json").read_text())["n_views"] == 2
+    assert (trained / "point_cloud.ply").is_file()
+    run = load_run(trained)
     cameras = run.scene.splits["test"].cameras[0]
     early, late = (
         run.model.render(dataclasses.replace(cameras, times=torch.tensor([time])), background=torch.ones(3)).color
@@ -138,25 +162,21 @@ def test_a_run_learns_and_can_be_drawn_at_any_time(configure, loss):
     assert not torch.equal(early, late)
 
 
-def test_time_passes_along_a_path_or_stands_still(configure, tmp_path):
-    config = configure("run")
-    train(config)
+def test_time_passes_along_a_path_or_stands_still(trained, tmp_path):
     for words, same in ((("--path", "still"), False), (("--path", "still", "--time", "0.5"), True)):
         folder = tmp_path / f"{same}"
         words = (*words, "--frames", "3", "--outputs", "color", "--out", str(folder))
-        assert render.main([str(config.out), *words]) == 0
+        assert render.main([str(trained), *words]) == 0
         first, _, last = (path.read_bytes() for path in sorted((folder / "color").iterdir()))
         assert (first == last) == same
         frames = json.loads((folder / "frames.json").read_text())["frames"]
         assert [frame["time"] for frame in frames] == ([0.5] * 3 if same else [0, 0.5, 1])
         assert frames[0]["camera_to_world"] == frames[2]["camera_to_world"]
     with pytest.raises(UserError, match="--time 2: expected 0 to 1"):
-        render.main([str(config.out), "--time", "2"])
+        render.main([str(trained), "--time", "2"])
 
 
-def test_a_mesh_shows_one_moment(configure, monkeypatch, capsys):
-    config = configure("run")
-    train(config)
+def test_a_mesh_shows_one_moment(trained, monkeypatch, capsys):
     asked = []
 
     def seen(model, cameras, advance):
@@ -166,16 +186,14 @@ def test_a_mesh_shows_one_moment(configure, monkeypatch, capsys):
     monkeypatch.setattr(fusion, "draw_views", seen)
     monkeypatch.setattr(fusion, "OPAQUE", 0.01)  # so few steps leave but a haze
     for words in ((), ("--time", "0.75", "--overwrite")):
-        assert export_mesh([str(config.out), "--resolution", "24", "--min-triangles", "1", *words]) == 0
+        assert export_mesh([str(trained), "--resolution", "24", "--min-triangles", "1", *words]) == 0
     assert asked == [[0.0], [0.75]]
     assert "views at time 0.75, depth up to" in capsys.readouterr().out
 
 
-def test_a_static_method_knows_no_time(scene, tmp_path):
-    words = ("--method", "3dgs", "--steps", "1", "--out", str(tmp_path / "run"), "--quiet", "--backend", "reference")
-    assert train(parse(scene, *words)) == 0
+def test_a_static_method_knows_no_time(static):
     with pytest.raises(UserError, match="3dgs does not model motion"):
-        render.main([str(tmp_path / "run"), "--time", "0.5"])
+        render.main([str(static[0]), "--time", "0.5"])
 
 
 def test_a_killed_run_goes_on_bit_for_bit_in_both_stages(configure, monkeypatch):

@@ -14,7 +14,9 @@ import training_toy
 
 from nfc_splat.errors import UserError
 from nfc_splat.fields import METHODS
+from nfc_splat.train import train
 from nfc_splat.training.checkpoint import checkpoint_files
+from nfc_splat.training.command_line import parse_command_line
 from nfc_splat.training.config import default_config, resolve
 from nfc_splat.training.lock import LOCK_FILE, locked
 from nfc_splat.training.run import (
@@ -248,3 +250,13 @@ def test_a_lock_file_that_says_nothing_is_taken(tmp_path, text):
     (tmp_path / LOCK_FILE).write_text(text)
     with locked(tmp_path):
         assert json.loads((tmp_path / LOCK_FILE).read_text())["pid"] == os.getpid()
+
+
+def test_a_protocol_that_cannot_be_followed_is_refused_before_the_training(tmp_path):
+    scene = training_toy.write_scene(tmp_path / "scene", tests=1)
+    config = parse_command_line([str(scene), "--method", "toy", "--protocol", "dnerf", "--out", str(tmp_path / "run")])
+    with pytest.raises(UserError, match=r"--protocol dnerf leaves out the first 1 of the split's 1 views") as refused:
+        train(config)
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "run").exists()
+    assert train(dataclasses.replace(config, protocol="default", quiet=True)) == 0

@@ -7,7 +7,8 @@ estimate.py     how long they should take
 work.py         doing what is not done yet, one process after another or several at a time; cluster.py by Ray
 measured.py     the numbers that a run left
 paired.py       whether a difference is more than chance
+rows.py         means and differences, row by row
 published.py    what the paper printed
-tables.py       numbers as tables; results.py writes these and the files beside them
+tables.py       these as text; results.py writes the tables and the files beside them
 plot.py         lines over an axis, as SVG
 """

@@ -64,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, passed = _parse(sys.argv[1:] if arguments is None else arguments)
     from nfc_splat.compare import results
     from nfc_splat.compare.checks import check
+    from nfc_splat.compare.measured import training_images
     from nfc_splat.compare.plan import runs_of
 
     experiments = [EXPERIMENTS[name] for name in dict.fromkeys(options.experiment)]
@@ -79,10 +80,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if code:
         return code
     failures = {case.name: failed[case.run] for case in cases if case.run in failed}
+    failures |= training_images(cases)[1]
     groups = [(one, results.cases_of(one, cases, methods, options.preset)) for one in experiments]
-    tables, paths = results.report(groups, failures, options.out)
+    tables, files = results.report(groups, failures, options.out)
     command = f"{PROGRAM} {shlex.join(sys.argv[1:] if arguments is None else arguments)}"
-    for path in [*paths, *results.write_page(tables, paths, runs, failures, options.out, command)]:
+    page = options.out / f"{results.stem(groups)}.html"
+    for path in [*files, *results.write_page(tables, files, runs, failures, page, command)]:
         print(f"  wrote {path}")
     return 1 if failures else 0
 

@@ -20,7 +20,7 @@ from nfc_splat.files import read_json, write_json
 PART = 40
 FEWEST_STEPS = 20
 # Flags on which the time that a step takes hardly depends.
-FREE = {"--out", "--seed", "--train-share", "--train-views", "--train-noise"}
+FREE = {"--out", "--seed", "--train-share", "--train-views", "--train-draw", "--train-noise"}
 FREE |= {"--loss-weight", "--photometric-weight", "--adam-eps"}
 
 

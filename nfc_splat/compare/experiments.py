@@ -4,7 +4,7 @@ Sources: the tables and figures of NFC (arXiv 2403.01058); `controls`, `encoding
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 SHARES = (0.2, 0.4, 0.6, 0.8)
@@ -28,6 +28,7 @@ class Variant:
         settings: of the method's configuration; methods without one of them have no such variant.
         line: which line of the plot it is a point of, where there is a plot.
         place: and where along the line.
+        beside: label of the variant that it is compared with, its own for none; "" for the method's first one.
     """
 
     label: str
@@ -35,6 +36,7 @@ class Variant:
     settings: Mapping[str, Any] = field(default_factory=dict)
     line: str = ""
     place: float = 0.0
+    beside: str = ""
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -51,7 +53,8 @@ class Experiment:
         name: the value of `--experiment`.
         summary: one line.
         methods: those compared unless told.
-        variants: of each method; the others are compared with the first.
+        variants: of each method.
+        rival: label of a variant that every other one is also compared with.
         surfaces: whether a mesh is extracted and measured.
         axis: what the plot's lines go along, if there is a plot of PSNR.
         even: whether the places along the axis are drawn at equal distances.
@@ -63,6 +66,7 @@ class Experiment:
     summary: str
     methods: tuple[str, ...]
     variants: tuple[Variant, ...]
+    rival: str = ""
     surfaces: bool = False
     axis: str = ""
     even: bool = False
@@ -81,9 +85,20 @@ LOSSES = (REGRESSION, CLASSIFICATION)
 
 
 def _along(variants: Sequence[Variant], stem: str, flag: str, places: Sequence[float]) -> tuple[Variant, ...]:
-    """Each of `variants` at each of the places, which the flag is given: lines of a plot."""
+    """Each of `variants` at each of the places, which the flag is given: lines of a plot, compared at each place."""
+
+    def named(place: float, one: Variant) -> str:
+        return f"{stem} {place:g}, {one.label}"
+
     return tuple(
-        Variant(f"{stem} {place:g}, {one.label}", (flag, f"{place:g}", *one.flags), one.settings, one.label, place)
+        Variant(
+            named(place, one),
+            (flag, f"{place:g}", *one.flags),
+            one.settings,
+            line=one.label,
+            place=place,
+            beside=named(place, variants[0]),
+        )
         for place in places
         for one in variants
     )
@@ -91,7 +106,7 @@ def _along(variants: Sequence[Variant], stem: str, flag: str, places: Sequence[f
 
 def _at(place: float, variants: Sequence[Variant] = LOSSES) -> tuple[Variant, ...]:
     """The variants themselves, as points at `place` of lines of their own."""
-    return tuple(Variant(one.label, one.flags, one.settings, one.label, place) for one in variants)
+    return tuple(Variant(one.label, one.flags, one.settings, one.label, place, variants[0].label) for one in variants)
 
 
 def _scaled(factor: float) -> Variant:
@@ -106,7 +121,8 @@ def _weighted(weight: float) -> Variant:
 def _grid(side: int, stepsize: float, loss: Variant) -> Variant:
     settings = {"voxels": side**3, "stepsize": stepsize}
     line = f"{loss.label}, step {stepsize:g}"
-    return Variant(f"side {side}, step {stepsize:g}, {loss.label}", loss.flags, settings, line, side)
+    label, beside = (f"side {side}, step {stepsize:g}, {name}" for name in (loss.label, REGRESSION.label))
+    return Variant(label, loss.flags, settings, line, side, beside)
 
 
 def _recorded(variant: Variant) -> Variant:
@@ -173,8 +189,11 @@ _ALL = (
             REGRESSION,
             *CONTROLS,
             CLASSIFICATION,
-            _loss("classification", f"classification, eps {EPS:g}", adam_eps=EPS),
+            replace(
+                _loss("classification", f"classification, eps {EPS:g}", adam_eps=EPS), beside=f"regression, eps {EPS:g}"
+            ),
         ),
+        rival=CLASSIFICATION.label,
     ),
     Experiment(
         "encodings",

@@ -6,7 +6,6 @@ from typing import Any
 
 from nfc_splat.compare.plan import MESH_FOLDER, Case
 from nfc_splat.compare.records import read_record
-from nfc_splat.errors import UserError
 from nfc_splat.files import parse_json, read_json
 from nfc_splat.training.run import CONFIG_FILE
 
@@ -56,13 +55,15 @@ def curves(folder: Path) -> dict[str, dict[int, float]]:
     return found
 
 
-def check_same_images(cases: Sequence[Case]) -> dict[str, list[str]]:
-    """Names of the images that runs were trained on where flags choose them, by scene and flags.
+def training_images(cases: Sequence[Case]) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """Which images runs were trained on where flags choose them.
 
-    Raises:
-        UserError: runs that should have had the same images have not.
+    Returns:
+        names of images by scene and flags; and by case's name, what is wrong with a run that had others than the runs
+        before it.
     """
     lists: dict[str, list[str]] = {}
+    wrong = {}
     for case in cases:
         words = case.commands[0].words
         chosen = [" ".join(words[i : i + 2]) for i, word in enumerate(words) if word in CHOOSING]
@@ -71,8 +72,8 @@ def check_same_images(cases: Sequence[Case]) -> dict[str, list[str]]:
         key = " ".join([case.scene, *chosen])
         images = read_json(case.folder / CONFIG_FILE)["scene"]["training_images"]
         if lists.setdefault(key, images) != images:
-            raise UserError(
-                f"{case.folder}: it was trained on other images than the runs of {key} before it; delete it to train "
-                "it again"
+            wrong[case.name] = (
+                f"it was trained on other images than the runs of {key} before it and is left out; "
+                f"delete {case.folder} to train it again"
             )
-    return lists
+    return lists, wrong

@@ -1,11 +1,14 @@
-"""Whether a difference between two ways to train is more than chance: Student's paired t-test over seeds and scenes."""
+"""Whether a difference between two ways to train is more than chance: Student's paired t-test."""
 
+import functools
 import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+ROUNDING = 1e-9  # of the values: differences that spread less than that are equal
 
 
 @dataclass(frozen=True)
@@ -14,28 +17,28 @@ class Difference:
 
     Attributes:
         mean: of the differences.
+        count: how many pairs.
         deviation: their standard deviation; None of fewer than two.
         p: how probable so large a mean (in either direction) is if the true one is 0 and differences are normal; None
             of fewer than two, or when all of them are equal.
     """
 
     mean: float
+    count: int
     deviation: float | None
     p: float | None
 
 
 def paired(values: Sequence[float], others: Sequence[float]) -> Difference:
-    """The difference `values` - `others`, pair by pair."""
+    """The difference `values` - `others`, pair by pair. Pairs must be independent of each other."""
     differences = [value - other for value, other in zip(values, others, strict=True)]
-    mean = statistics.fmean(differences)
-    if len(differences) < 2:
-        return Difference(mean, None, None)
+    mean, count = statistics.fmean(differences), len(differences)
+    if count < 2:
+        return Difference(mean, count, None, None)
     deviation = statistics.stdev(differences)
-    if deviation == 0:
-        return Difference(mean, deviation, None)
-    return Difference(
-        mean, deviation, two_sided_p(mean / deviation * math.sqrt(len(differences)), len(differences) - 1)
-    )
+    if deviation <= ROUNDING * max(map(abs, (*values, *others))):
+        return Difference(mean, count, 0.0, None)
+    return Difference(mean, count, deviation, two_sided_p(mean / deviation * math.sqrt(count), count - 1))
 
 
 def two_sided_p(t: float, freedom: int) -> float:
@@ -44,10 +47,15 @@ def two_sided_p(t: float, freedom: int) -> float:
     With x = atan(T / sqrt(freedom)) the density is proportional to cos(x)^(freedom - 1), which Gauss's rule integrates
     to rounding for any number of seeds that somebody trains.
     """
-    nodes, weights = np.polynomial.legendre.leggauss(100)
+    nodes, weights = _gauss()
 
     def area(low: float, high: float) -> float:
         x = low + (high - low) * (nodes + 1) / 2
         return float((high - low) / 2 * (weights * np.cos(x) ** (freedom - 1)).sum())
 
     return area(math.atan(abs(t) / math.sqrt(freedom)), math.pi / 2) / area(0.0, math.pi / 2)
+
+
+@functools.cache
+def _gauss() -> tuple[np.ndarray, np.ndarray]:
+    return np.polynomial.legendre.leggauss(100)

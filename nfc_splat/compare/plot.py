@@ -67,7 +67,7 @@ def _scales(
     places: Sequence[float], lines: Lines, top: float, height: float, even: bool
 ) -> tuple[Callable[[float], float], Callable[[float], float], list[float]]:
     """From place and value to pixels, and the values that are written at the left."""
-    values = [value for line in lines.values() for group in line.values() for value in group]
+    values = [value for line in lines.values() for group in line.values() for value in _extent(group)]
     low, high, step = _ticks(min(values), max(values))
     span = max(places[-1] - places[0], 1e-9)
     room = WIDTH - LEFT - RIGHT - 2 * INSET
@@ -80,6 +80,13 @@ def _scales(
         return height - BOTTOM - (height - top - BOTTOM) * (value - low) / (high - low)
 
     return x, y, [low + index * step for index in range(round((high - low) / step) + 1)]
+
+
+def _extent(values: Sequence[float]) -> tuple[float, float]:
+    """The ends of a point's bar: a standard deviation below and above the mean."""
+    mean = statistics.fmean(values)
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    return mean - spread, mean + spread
 
 
 def _round_places(places: Sequence[float]) -> list[float]:
@@ -101,8 +108,8 @@ def _point(x: float, values: Sequence[float], y: Callable[[float], float], color
     mark = f'<circle cx="{x:.1f}" cy="{y(statistics.fmean(values)):.1f}" r="4" fill="{color}"/>' if marked else ""
     if len(values) < 2:
         return mark
-    mean, spread = statistics.fmean(values), statistics.stdev(values)
-    bar = f"M{x:.1f} {y(mean - spread):.1f}V{y(mean + spread):.1f}"
+    low, high = _extent(values)
+    bar = f"M{x:.1f} {y(low):.1f}V{y(high):.1f}"
     return f'{mark}<path d="{bar}" stroke="{color}"/>'
 
 

@@ -4,12 +4,14 @@ seconds.
 Their runs had another budget, mostly larger images, one seed, and hardware that is not ours.
 """
 
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from nfc_splat.compare.experiments import CLASSIFICATION, CLASSIFICATION_ALONE, REGRESSION
 
+ADVANCED = ("auditorium", "ballroom", "courtroom", "museum")
 ROOMS = ("room0", "room1", "room2", "office0", "office1", "office2", "office3", "office4")
 
 
@@ -39,12 +41,15 @@ def published(experiment: str, scene: str) -> list[Row]:
         scene: name of its folder, as `room0` or `truck`.
     """
     scene = scene.lower()
-    if experiment in ("static", "ablation", "controls", "encodings", "cost") and scene in ROOMS:
+    if experiment in TRAINED and scene in ROOMS:
         number = ROOMS.index(scene) + 1
         if experiment == "cost":
-            return _cost() if number == 6 else []
-        rows = {label: DVGO_REPLICA[label][number - 1] for label in DVGO_REPLICA}
+            return _cost(number)
+        rows = {label: DVGO_REPLICA[label][number - 1] for label in TRAINED[experiment]}
         return [Row("dvgo", label, _images(row), f"scene {number} of Replica, Table 13") for label, row in rows.items()]
+    if experiment == "static" and scene in ADVANCED:
+        source = "means over four scenes of Tanks and Temples Advanced, Table 2"
+        return [row for method, rows in TANKS.items() for row in _pair(method, rows, source)]
     if experiment in ("sparse", "noise") and "truck" in scene:
         return _lines("dvgo", TRUCK[experiment], "Truck of Tanks and Temples")
     if experiment == "dynamic":
@@ -64,8 +69,7 @@ def _images(row: tuple[float, float, float]) -> dict[str, float]:
 
 
 def _pair(method: str, rows: tuple[Any, Any], source: str) -> list[Row]:
-    labels = (REGRESSION.label, CLASSIFICATION.label)
-    return [Row(method, label, _images(row), source) for label, row in zip(labels, rows, strict=True)]
+    return [Row(method, label, _images(row), source) for label, row in zip(_BOTH, rows, strict=True)]
 
 
 def _lines(method: str, rows: Mapping[str, tuple[Any, Any]], source: str) -> list[Row]:
@@ -76,15 +80,42 @@ def _lines(method: str, rows: Mapping[str, tuple[Any, Any]], source: str) -> lis
     ]
 
 
-def _cost() -> list[Row]:
-    labels = (REGRESSION.label, CLASSIFICATION_ALONE.label, CLASSIFICATION.label)
-    times = zip(labels, (559.8, 585.6, 595.8), (0.312, 0.312, 0.328), strict=True)
-    source = "scene 6 of Replica, on a GPU"
+def published_mean(experiment: str, scenes: Sequence[str]) -> list[Row]:
+    """The rows that go with a table of means: the mean of what the paper has of these scenes, none if it lacks one."""
+    found = [{(row.method, row.variant): row for row in published(experiment, scene)} for scene in scenes]
+    keys = [key for key in found[0] if all(key in rows for rows in found)]
+    rows = []
+    for key in keys:
+        metrics = [rows[key].metrics for rows in found]
+        means = {name: statistics.fmean(one[name] for one in metrics) for name in metrics[0]}
+        sources = list(dict.fromkeys(rows[key].source for rows in found))
+        source = sources[0] if len(sources) == 1 else f"means of the same {len(scenes)} scenes"
+        rows.append(Row(*key, means, source))
+    return rows
+
+
+def _cost(number: int) -> list[Row]:
+    """Training and drawing, by number of the scene of Replica."""
     return [
-        Row("dvgo", label, {"train_seconds": train, "render_seconds": draw}, source) for label, train, draw in times
+        Row(method, label, {"train_seconds": train, "render_seconds": draw}, f"scene {number} of Replica, on a GPU")
+        for method, seconds in COSTS.get(number, {}).items()
+        for label, train, draw in zip(_ALL, *seconds, strict=True)
     ]
 
 
+_BOTH = (REGRESSION.label, CLASSIFICATION.label)
+_ALL = (REGRESSION.label, CLASSIFICATION_ALONE.label, CLASSIFICATION.label)
+# Experiments that Table 13 goes with, and what they have of it.
+TRAINED = {"static": _BOTH, "ablation": _ALL, "controls": _BOTH, "encodings": _ALL, "cost": _ALL}
+COSTS = {
+    6: {"dvgo": ((559.8, 585.6, 595.8), (0.312, 0.312, 0.328))},
+    7: {"neus": ((10_224.0, 10_512.0, 10_728.0), (10.27, 10.27, 10.83))},
+}
+TANKS = {
+    "dvgo": ((22.41, 0.776, 0.236), (23.18, 0.810, 0.178)),
+    "nerf": ((22.16, 0.679, 0.382), (22.68, 0.717, 0.315)),
+    "neus": ((19.97, 0.620, 0.413), (21.67, 0.679, 0.317)),
+}
 DVGO_REPLICA = {
     REGRESSION.label: (
         (13.03, 0.508, 0.726),

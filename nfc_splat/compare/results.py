@@ -3,14 +3,16 @@
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from nfc_splat.compare.experiments import Experiment
-from nfc_splat.compare.measured import CURVES, check_same_images, curves, measured
+from nfc_splat.compare.measured import CURVES, curves, measured, training_images
 from nfc_splat.compare.plan import Case, variants_of
 from nfc_splat.compare.plot import write_plot
-from nfc_splat.compare.tables import Numbers, Table, mean_table, scene_table
+from nfc_splat.compare.rows import Numbers
+from nfc_splat.compare.tables import Table, mean_table, scene_table
 from nfc_splat.files import atomic_path, write_json
 
 
@@ -30,38 +32,52 @@ def cases_of(experiment: Experiment, cases: Sequence[Case], methods: Sequence[st
 
 def report(
     groups: Sequence[tuple[Experiment, Sequence[Case]]], failures: Mapping[str, str], out: Path
-) -> tuple[list[Table], list[Path]]:
-    """Print the tables of each experiment's cases and write `results.json`, `.csv`, `.tex` and plots.
+) -> tuple[list[Table], dict[Path, str]]:
+    """Print the tables of each experiment's cases, and write them as JSON, CSV and LaTeX, with plots. The files are
+    called after the experiments, so that one comparison leaves another's alone.
+
+    Args:
+        failures: what went wrong, by case's name; such cases are left out of the tables.
 
     Returns:
-        the tables, and the files.
+        the tables, and the files with their titles.
     """
     cases = list({case.name: case for _, group in groups for case in group}.values())
-    numbers = {case.name: measured(case) for case in cases}
+    numbers = {case.name: None if case.name in failures else measured(case) for case in cases}
     tables = [table for experiment, group in groups for table in _tables(experiment, group, numbers)]
     for table in tables:
         table.print()
+    if failures:
+        print("\nfailed")
     for name, reason in failures.items():
         print(f"  {name}: {reason}")
-    paths = [out / "results.json", out / "results.csv", out / "results.tex"]
     records = [_record(case, numbers, failures) for case in cases]
     listed = [{"name": experiment.name, "summary": experiment.summary} for experiment, _ in groups]
-    content = {"experiments": listed, "cases": records, "training_images": check_same_images(cases)}
-    write_json(paths[0], content | {"tables": [vars(table) for table in tables]})
-    _write_csv(paths[1], records)
-    _write_text(paths[2], "\n".join(table.latex() for table in tables))
-    return tables, paths + [path for experiment, group in groups for path in _plots(experiment, group, numbers, out)]
+    content = {"experiments": listed, "cases": records, "training_images": training_images(cases)[0]}
+    files = {out / f"{stem(groups)}.{kind}": "" for kind in ("json", "csv", "tex")}
+    as_json, as_csv, as_latex = files
+    write_json(as_json, content | {"tables": [asdict(table) for table in tables]})
+    _write_csv(as_csv, records)
+    _write_text(as_latex, "\n".join(table.latex() for table in tables))
+    for experiment, group in groups:
+        files |= _plots(experiment, group, numbers, out)
+    return tables, files
+
+
+def stem(groups: Sequence[tuple[Experiment, Sequence[Case]]]) -> str:
+    """What the files of a comparison of these experiments are called."""
+    return "+".join(experiment.name for experiment, _ in groups)
 
 
 def write_page(
     tables: Sequence[Table],
-    files: Sequence[Path],
+    files: Mapping[Path, str],
     cases: Sequence[Case],
     failures: Mapping[str, str],
-    out: Path,
+    path: Path,
     command: str,
 ) -> list[Path]:
-    """Write the report, `report.html`, with tables and plots first; returns its path, or nothing where no run is."""
+    """Write the report to `path`, with tables and plots first; returns the path, or nothing where no run is."""
     from nfc_splat.report import page
     from nfc_splat.report.folder import is_reportable
 
@@ -69,11 +85,13 @@ def write_page(
     if not runs:
         return []
     shown = [page.Table(one.title, one.rows, tuple(range(2, len(one.rows[0]))), one.notes) for one in tables]
-    plots = [page.Plot(path.stem, path.read_text(encoding="utf-8")) for path in files if path.suffix == ".svg"]
-    notes = [f"{name}: {reason}" for name, reason in failures.items()]
+    plots = [
+        page.Plot(title, file.read_text(encoding="utf-8")) for file, title in files.items() if file.suffix == ".svg"
+    ]
+    notes = [f"Failed: {name}: {reason}" for name, reason in failures.items()]
     title = "Comparison: " + ", ".join(dict.fromkeys(case.scene for case in cases))
     options = {"tables": shown, "plots": plots, "notes": notes, "command": command}
-    return [page.write_report(runs, out / "report.html", title=title, **options)]
+    return [page.write_report(runs, path, title=title, **options)]
 
 
 def _tables(experiment: Experiment, cases: Sequence[Case], numbers: Numbers) -> list[Table]:
@@ -98,17 +116,18 @@ def _record(case: Case, numbers: Numbers, failures: Mapping[str, str]) -> dict[s
     }
 
 
-def _plots(experiment: Experiment, cases: Sequence[Case], numbers: Numbers, out: Path) -> list[Path]:
-    """One plot of PSNR for each scene and method, where the experiment has an axis or recorded curves."""
-    paths = []
+def _plots(experiment: Experiment, cases: Sequence[Case], numbers: Numbers, out: Path) -> dict[Path, str]:
+    """One plot of PSNR for each scene and method, where the experiment has an axis or recorded curves; with titles."""
+    plots = {}
     for scene, method in dict.fromkeys((case.scene, case.method) for case in cases):
         group = [case for case in cases if (case.scene, case.method) == (scene, method) and numbers[case.name]]
         lines = _curves(experiment, group) if experiment.curves else _lines(experiment, group, numbers)
         if lines:
-            paths.append(out / f"{experiment.name}-{scene}-{method}.svg")
+            path, title = out / f"{experiment.name}-{scene}-{method}.svg", f"{scene}, {method}"
             across = "step" if experiment.curves else experiment.axis
-            write_plot(paths[-1], f"{scene}, {method}", across, "PSNR (dB)", lines, even=experiment.even)
-    return paths
+            write_plot(path, title, across, "PSNR (dB)", lines, even=experiment.even)
+            plots[path] = f"{title}: {experiment.summary}"
+    return plots
 
 
 def _lines(experiment: Experiment, cases: Sequence[Case], numbers: Numbers) -> dict[str, dict[float, list[float]]]:

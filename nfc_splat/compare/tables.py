@@ -1,17 +1,17 @@
-"""Tables of results: a row is a method and a variant, its cells are means over seeds (and scenes), with the standard
+"""Tables of results: a row is a method and a variant, its cells are means over seeds or scenes, with the standard
 deviation where there are several values. Printed, and as LaTeX."""
 
 import re
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from nfc_splat.compare.experiments import Experiment
 from nfc_splat.compare.measured import COSTS, DRAWING, IMAGES, LENGTHS, RATIOS
-from nfc_splat.compare.paired import paired
+from nfc_splat.compare.paired import Difference
 from nfc_splat.compare.plan import Case
-from nfc_splat.compare.published import Row, published
+from nfc_splat.compare.published import Row, published, published_mean
+from nfc_splat.compare.rows import Mean, Numbers, Result, results_of
 from nfc_splat.terminal import print_table
 
 HEADINGS = {
@@ -40,7 +40,8 @@ DIGITS = {
     "render_seconds": 3,
 }
 
-Numbers = Mapping[str, Mapping[str, Any] | None]  # what was measured, by a case's name
+CONTRASTS = ("dPSNR", "p", "dPSNR of NFC", "p of NFC")
+TEX = {"±": r"$\pm$", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": "$<$", ">": "$>$", "|": "$|$"}
 
 
 @dataclass
@@ -51,11 +52,13 @@ class Table:
         title: one line.
         rows: cells; the first row is the heading, the first two columns are method and variant.
         notes: what the marks and columns mean.
+        results: the numbers of the rows, without the paper's.
     """
 
     title: str
     rows: list[list[str]]
     notes: list[str] = field(default_factory=list)
+    results: list[Result] = field(default_factory=list)
 
     def print(self) -> None:
         print(f"\n{self.title}")
@@ -64,58 +67,73 @@ class Table:
             print(f"  {note}")
 
     def latex(self) -> str:
-        """A tabular in the style of the paper, without packages."""
+        """A table in the style of the paper, without packages."""
         lines = [" & ".join(map(_latex, row)) + r" \\" for row in self.rows]
         lines.insert(1, r"\hline")
         body = "\n".join(lines)
-        notes = "".join(f"% {line}\n" for line in (self.title, *self.notes))
+        caption = ". ".join(map(_latex, (self.title, *self.notes)))
         columns = "ll" + "r" * (len(self.rows[0]) - 2)
-        return f"{notes}\\begin{{tabular}}{{{columns}}}\n{body}\n\\end{{tabular}}\n"
+        tabular = f"\\begin{{tabular}}{{{columns}}}\n{body}\n\\end{{tabular}}"
+        return f"\\begin{{table}}\n\\caption{{{caption}}}\n{tabular}\n\\end{{table}}\n"
 
 
 def scene_table(experiment: Experiment, scene: str, cases: Sequence[Case], numbers: Numbers) -> Table:
     """One scene's table, with what the paper printed of it."""
-    rows, notes = _rows(experiment, cases, numbers, published(experiment.name, scene))
-    return Table(f"{scene}: {experiment.summary}", rows, notes)
+    title = f"{scene}: {experiment.summary}"
+    return _table(title, experiment, cases, numbers, published(experiment.name, scene))
 
 
 def mean_table(experiment: Experiment, cases: Sequence[Case], numbers: Numbers) -> Table:
-    """The table of all scenes together."""
-    count = len({case.scene for case in cases})
-    rows, notes = _rows(experiment, cases, numbers, [])
-    return Table(f"mean of {count} scenes: {experiment.summary}", rows, notes)
+    """The table of all scenes together, beside the mean of what the paper printed of the same ones."""
+    scenes = list(dict.fromkeys(case.scene for case in cases))
+    title = f"mean of {len(scenes)} scenes: {experiment.summary}"
+    return _table(title, experiment, cases, numbers, published_mean(experiment.name, scenes))
 
 
-def _rows(
-    experiment: Experiment, cases: Sequence[Case], numbers: Numbers, printed: Sequence[Row]
-) -> tuple[list[list[str]], list[str]]:
+def _table(
+    title: str, experiment: Experiment, cases: Sequence[Case], numbers: Numbers, printed: Sequence[Row]
+) -> Table:
     columns = _columns(experiment, [numbers[case.name] for case in cases])
-    groups: dict[tuple[str, str], list[Case]] = {}
-    for case in cases:
-        groups.setdefault((case.method, case.variant), []).append(case)
-    first = {method: variant for method, variant in reversed(groups)}  # each method's first variant
-    rows, compared, tested = [], False, False
-    for (method, variant), group in groups.items():
-        finished = [found for case in group if (found := numbers[case.name])]
-        count = f" ({len(finished)} of {len(group)})" if len(finished) < len(group) else ""
-        reference = groups[method, first[method]] if variant != first[method] else []
-        difference, p = _against(group, reference, numbers)
-        compared, tested = compared or bool(difference), tested or bool(p)
-        cells = [_cell(name, [found.get(name) for found in finished]) for name in columns]
-        rows.append([method, variant + count, *cells, difference, p])
-        rows += [_printed_row(row, columns) for row in printed if (row.method, row.variant) == (method, variant)]
-    rows += [
-        _printed_row(row, columns) for row in printed if row.method in first and (row.method, row.variant) not in groups
-    ]
-    sources = dict.fromkeys(row.source for row in printed if row.method in first)
-    heading = ["method", "", *(HEADINGS[name] for name in columns), "dPSNR", "p"]
-    kept = [True] * (2 + len(columns)) + [compared, tested]
-    table = [[cell for cell, keep in zip(row, kept, strict=True) if keep] for row in (heading, *rows)]
-    return table, _notes(experiment, cases, numbers, compared, tested, list(sources))
+    results = results_of(experiment, cases, numbers, columns)
+    methods = {result.method for result in results}
+    printed = [row for row in printed if row.method in methods]
+    rows = []
+    for result in results:
+        rows.append(_row(result, columns))
+        rows += [_printed_row(row, columns) for row in printed if (row.method, row.variant) == _key(result)]
+    present = set(map(_key, results))
+    rows += [_printed_row(row, columns) for row in printed if (row.method, row.variant) not in present]
+    heading = ["method", "variant", *(HEADINGS[name] for name in columns), *CONTRASTS]
+    used = [True] * (2 + len(columns)) + [any(row[-k] for row in rows) for k in (4, 3, 2, 1)]
+    table = [[cell for cell, keep in zip(row, used, strict=True) if keep] for row in (heading, *rows)]
+    notes = _notes(experiment, cases, numbers, results, list(dict.fromkeys(row.source for row in printed)))
+    return Table(title, table, notes, results)
+
+
+def _key(result: Result) -> tuple[str, str]:
+    return result.method, result.variant
+
+
+def _row(result: Result, columns: Sequence[str]) -> list[str]:
+    count = f" ({result.finished} of {result.planned})" if result.finished < result.planned else ""
+    cells = [_cell(name, result.means[name]) for name in columns]
+    contrasts = [text for contrast in (result.differences, result.rival) for text in _contrast(contrast.get("psnr"))]
+    return [result.method, result.variant + count, *cells, *contrasts]
+
+
+def _contrast(difference: Difference | None) -> tuple[str, str]:
+    """What is more, and p; "" if unknown."""
+    if difference is None:
+        return "", ""
+    if difference.deviation is None:
+        return f"{difference.mean:+.2f}", ""
+    p = "n/a" if difference.p is None else f"{difference.p:.2g}"
+    return f"{difference.mean:+.2f} ± {difference.deviation:.2f}", p
 
 
 def _printed_row(row: Row, columns: Sequence[str]) -> list[str]:
-    return [f"{row.method}*", row.variant, *(_cell(name, [row.metrics.get(name)]) for name in columns), "", ""]
+    means = [Mean(row.metrics[name], None) if name in row.metrics else None for name in columns]
+    return [f"{row.method}*", row.variant, *map(_cell, columns, means), *[""] * len(CONTRASTS)]
 
 
 def _columns(experiment: Experiment, found: Sequence[Mapping[str, Any] | None]) -> list[str]:
@@ -126,36 +144,22 @@ def _columns(experiment: Experiment, found: Sequence[Mapping[str, Any] | None]) 
     return [name for name in columns if name not in optional or any(one[name] is not None for one in known)]
 
 
-def _against(group: Sequence[Case], reference: Sequence[Case], numbers: Numbers) -> tuple[str, str]:
-    """What `group` has more PSNR than `reference`, over the seeds and scenes that both have, and p; "" if unknown."""
-    psnr = lambda cases: {  # noqa: E731
-        (case.scene, case.seed): found["psnr"]
-        for case in cases
-        if (found := numbers[case.name]) and found["psnr"] is not None
-    }
-    mine, others = psnr(group), psnr(reference)
-    pairs = [key for key in mine if key in others]
-    if not pairs:
-        return "", ""
-    difference = paired([mine[key] for key in pairs], [others[key] for key in pairs])
-    spread = "" if difference.deviation is None else f" ± {difference.deviation:.2f}"
-    return f"{difference.mean:+.2f}{spread}", "" if difference.p is None else f"{difference.p:.2g}"
-
-
 def _notes(
     experiment: Experiment,
     cases: Sequence[Case],
     numbers: Numbers,
-    compared: bool,
-    tested: bool,
+    results: Sequence[Result],
     sources: Sequence[str],
 ) -> list[str]:
-    notes = []
-    counts = {"seeds": len({case.seed for case in cases}), "scenes": len({case.scene for case in cases})}
-    if several := [f"{count} {what}" for what, count in counts.items() if count > 1]:
-        notes.append(f"mean and standard deviation over {' and '.join(several)}")
-    if compared:
-        notes.append("dPSNR: beside the method's first row, pair by pair of the same seed" + _test_note(tested))
+    notes = _contrast_notes(experiment, results)
+    seeds, scenes = len({case.seed for case in cases}), len({case.scene for case in cases})
+    if scenes > 1:
+        of_seeds = f", each the mean over {seeds} seeds" if seeds > 1 else ""
+        notes.insert(0, f"mean and standard deviation over {scenes} scenes{of_seeds}")
+        if any(result.finished < result.planned for result in results):
+            notes.insert(1, "means are over the scenes and seeds that all rows have")
+    elif seeds > 1:
+        notes.insert(0, f"mean and standard deviation over {seeds} seeds")
     known = [found for case in cases if (found := numbers[case.name])]
     if experiment.surfaces and known:
         words = (
@@ -166,24 +170,35 @@ def _notes(
     return notes
 
 
-def _test_note(tested: bool) -> str:
-    return "; p: paired t-test of no difference, two-sided" if tested else ""
+def _contrast_notes(experiment: Experiment, results: Sequence[Result]) -> list[str]:
+    """What the columns of differences say."""
+    notes = []
+    if any(result.differences for result in results):
+        others = any(variant.beside for variant in experiment.variants)
+        row = "regression under the same conditions" if others else "the method's first row"
+        notes.append(f"dPSNR: beside {row}, pair by pair of the same scene and seed")
+    if any(result.rival for result in results):
+        notes.append(f"{CONTRASTS[2]}: {experiment.rival} beside the row, in the same way")
+    contrasts = [one["psnr"] for result in results for one in (result.differences, result.rival) if "psnr" in one]
+    if any(one.p is not None for one in contrasts):
+        notes.append("p: paired t-test of no difference, two-sided, each for itself: of many rows some seem different")
+    if any(one.count > 1 and one.p is None for one in contrasts):
+        notes.append("n/a: all differences are equal, so there is nothing to test")
+    return notes
 
 
-def _cell(name: str, values: Sequence[float | None]) -> str:
-    """The mean of what is known, with the deviation where there are several."""
-    if not values or any(value is None for value in values):
+def _cell(name: str, value: Mean | None) -> str:
+    """The mean, with the deviation where there is one."""
+    if value is None:
         return "-"
     factor, digits = (100, 2) if name in RATIOS else (1, DIGITS.get(name, 4))
-    text = f"{factor * statistics.fmean(values):.{digits}f}"
-    if len(values) > 1:
-        text += f" ± {factor * statistics.stdev(values):.{digits}f}"
-    return text
+    text = f"{factor * value.mean:.{digits}f}"
+    return text if value.deviation is None else f"{text} ± {factor * value.deviation:.{digits}f}"
 
 
 def _latex(cell: str) -> str:
-    """A cell with TeX's own characters made harmless."""
-    safe = re.sub(r"([&%$#_{}])", r"\\\1", cell.replace("\\", "/"))
-    for character, command in (("±", r"$\pm$"), ("^", r"\textasciicircum{}"), ("~", r"\textasciitilde{}")):
+    """A line with TeX's own characters made harmless."""
+    safe = re.sub(r"([&%$#_{}])", r"\\\1", " ".join(cell.replace("\\", "/").split()))
+    for character, command in TEX.items():
         safe = safe.replace(character, command)
     return re.sub(r"(?<![A-Za-z0-9])-(?=[0-9.])", "$-$", safe)

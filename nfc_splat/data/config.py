@@ -53,7 +53,7 @@ class DataConfig:
 
     points: Path | None = None
     """Initial points from this file in place of the scene's own: PLY, or text with x, y, z first on each line. In the
-    scene's frame and units."""
+    scene's frame and units. A copy stays with the run."""
 
     train_views: int | None = None
     """Train on this many of the training images only, spread evenly over their order; the test images stay. None for

@@ -4,7 +4,9 @@ The cameras stand still and film at the same time: the number that a frame's nam
 alike, and the first camera by name, `cam00`, is the test view. Rows belong to cameras in the order of their names and
 are those of `llff`; their size and focal length are those of the videos (2704x2028), whatever size the frames have.
 
-Videos are not read: a scene that has only `cam00.mp4` and its like is refused with the command that takes them apart.
+Names need no leading zeros, but `cam10` comes before `cam2` then, as it does for those who made the published files.
+
+Videos are not read: a camera that has only `cam00.mp4` or its like is refused with the command that takes it apart.
 """
 
 import re
@@ -21,8 +23,8 @@ CAMERA = re.compile(r"cam[0-9]{1,6}")
 NUMBER = re.compile(r".*?([0-9]{1,12})", re.DOTALL)
 # Half the size of the videos is what results are published at.
 EXTRACTION = (
-    'for v in cam*.mp4; do mkdir -p "${v%.mp4}/images" && '
-    'ffmpeg -i "$v" -vf scale=iw/2:ih/2 -start_number 0 "${v%.mp4}/images/%04d.png"; done'
+    'for v in {videos}; do mkdir -p "${{v%.mp4}}/images" && '
+    'ffmpeg -i "$v" -vf scale=iw/2:ih/2 -start_number 0 "${{v%.mp4}}/images/%04d.png"; done'
 )
 
 
@@ -42,7 +44,7 @@ def read(root: Path, config: DataConfig) -> Capture:
         lens, pose = row_camera(row, f"{source}: row {index}")
         names = file_names(root, f"{camera}/images", IMAGE_SUFFIXES, config)
         if not names:
-            raise UserError(f"{root / camera}: there is no image in images/{_remedy(root, camera)}")
+            raise UserError(f"{root / camera}: there is no image in images/{_remedy(root, camera, cameras)}")
         counts[camera] = len(names)
         for name in names:
             capture.frames.append(
@@ -62,11 +64,13 @@ def read(root: Path, config: DataConfig) -> Capture:
 
 
 def video_parts(root: Path) -> list[str]:
-    """What is there of the videos, as names below `root`: folders of frames, and files."""
+    """What is there of the videos, as names below `root`: folders of frames, in place or not, and files."""
     found = []
     for entry in sorted(root.iterdir()):
         if CAMERA.fullmatch(entry.name) and (entry / "images").is_dir():
             found.append(f"{entry.name}/images/")
+        elif CAMERA.fullmatch(entry.name) and entry.is_dir() and _misplaced(entry):
+            found.append(f"{entry.name}/")
         elif entry.suffix == ".mp4" and CAMERA.fullmatch(entry.stem) and entry.is_file():
             found.append(entry.name)
     return found
@@ -74,13 +78,27 @@ def video_parts(root: Path) -> list[str]:
 
 def _cameras(root: Path) -> list[str]:
     """The names of all cameras, sorted, whether their frames are there or a video."""
-    return sorted({part.partition("/")[0].removesuffix(".mp4") for part in video_parts(root)})
+    names = sorted({part.partition("/")[0].removesuffix(".mp4") for part in video_parts(root)})
+    by_number: dict[int, str] = {}
+    for name in names:
+        if (other := by_number.setdefault(int(name[3:]), name)) != name:
+            raise UserError(f"{root}: {other!r} and {name!r} are both camera {int(name[3:])}; keep one, or rename one")
+    return names
 
 
-def _remedy(root: Path, camera: str) -> str:
+def _misplaced(folder: Path) -> int:
+    """How many images lie in a camera's folder itself."""
+    return sum(entry.name.lower().endswith(IMAGE_SUFFIXES) for entry in folder.iterdir())
+
+
+def _remedy(root: Path, camera: str, cameras: list[str]) -> str:
+    if (root / camera).is_dir() and (count := _misplaced(root / camera)):
+        return f", but {counted(count, 'image')} beside it; move them into {camera}/images/"
     if not (root / f"{camera}.mp4").is_file():
         return "; expected the frames of its video"
-    return f", only {camera}.mp4; take the videos apart, in {root}: {EXTRACTION}"
+    whole = [name for name in cameras if (root / f"{name}.mp4").is_file() and not (root / name / "images").is_dir()]
+    videos = "cam*.mp4" if whole == cameras else " ".join(f"{name}.mp4" for name in whole or [camera])
+    return f", only {camera}.mp4; take the videos apart, in {root}: {EXTRACTION.format(videos=videos)}"
 
 
 def _moment(path: Path) -> float:
@@ -95,6 +113,11 @@ def _report(counts: dict[str, int], capture: Capture) -> None:
     cameras, most = list(counts), max(counts.values())
     if len(cameras) > 1:
         capture.notices.append(f"{counted(len(cameras), 'camera')}; {cameras[0]} is the test view.")
+    if cameras != sorted(cameras, key=lambda name: int(name[3:])):
+        capture.notices.append(
+            f"Warning: rows go by names, so they are those of {naming(cameras)}; if they go by numbers, rename the "
+            "cameras to cam00, cam01, ..."
+        )
     fewer = [camera for camera, count in counts.items() if count < most]
     if fewer:
         capture.notices.append(f"Warning: {naming(fewer)} have fewer frames than the others, which have {most}.")

@@ -92,8 +92,10 @@ def _read_vertices(handle, path: Path, order: str, elements: list[_Element], rem
         raise UserError(f"{path}: {names.count('vertex')} vertex elements, expected 1")
     before, vertex = elements[: names.index("vertex")], elements[names.index("vertex")]
     columns = [name for name, _ in vertex.properties]
-    if len(set(columns)) != len(columns) or not {"x", "y", "z"} <= set(columns):
-        raise UserError(f"{path}: the vertices need the properties x, y and z, each property once")
+    if missing := [axis for axis in "xyz" if axis not in columns]:
+        raise UserError(f"{path}: the vertices lack {', '.join(missing)}; expected the properties x, y and z")
+    if twice := next((name for name in columns if columns.count(name) > 1), None):
+        raise UserError(f"{path}: the vertices have the property {twice[:40]!r} twice; expected each once")
     for element in [*before, vertex]:
         if any(kind == "list" for _, kind in element.properties):
             raise UserError(f"{path}: list properties in or before the vertices are not supported")

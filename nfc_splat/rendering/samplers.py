@@ -12,6 +12,7 @@ from torch import Tensor
 from nfc_splat.cameras import Rays
 from nfc_splat.rendering.occupancy import Lookup, march_occupancy, ray_box
 from nfc_splat.rendering.samples import Samples
+from nfc_splat.rendering.sharing import rand
 
 LAST_WIDTH = 1e10  # world length that NeRF gives to a ray's last sample
 
@@ -36,7 +37,7 @@ def stratified(
     if jitter:
         middle = 0.5 * (t[:, 1:] + t[:, :-1])
         low, high = torch.cat([t[:, :1], middle], 1), torch.cat([middle, t[:, -1:]], 1)
-        t = low + (high - low) * torch.rand_like(t)
+        t = low + (high - low) * rand(*t.shape, like=t)
     return Samples.dense(rays, t, widths_between(rays, t))
 
 
@@ -94,7 +95,7 @@ def sample_pdf(edges: Tensor, weights: Tensor, count: int, *, jitter: bool) -> T
         [R, N], not sorted with `jitter`.
     """
     if jitter:
-        u = torch.rand(len(edges), count, device=edges.device, dtype=edges.dtype)
+        u = rand(len(edges), count, like=edges)
     else:
         u = torch.linspace(0, 1, count, device=edges.device, dtype=edges.dtype).expand(len(edges), count)
     return invert_pdf(edges, weights, u)

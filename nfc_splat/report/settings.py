@@ -9,7 +9,7 @@ from typing import Any
 from nfc_splat.report.folder import Run, at
 
 # These say where a run lies and how it was watched, not what it is.
-ASIDE = {"out", "resume", "overwrite", "quiet", "log_every"}
+ASIDE = {"out", "resume", "overwrite", "quiet", "log_every", "view", "view_port"}
 CIRCUMSTANCES = ("commit", "versions", "hardware")
 TRAIN_PATH = ("nfc_splat/train.py", "nfc_splat\\train.py")
 

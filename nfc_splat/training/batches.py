@@ -1,5 +1,6 @@
 """Training views as batches on the training device: whole images, or pixels and their rays."""
 
+from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -8,7 +9,9 @@ from torch import Tensor
 from nfc_splat.data import Split
 from nfc_splat.errors import UserError
 from nfc_splat.fields.recipe import Batch, Sampling
+from nfc_splat.rendering.sharing import Share
 from nfc_splat.training.pixels import Pixels
+from nfc_splat.training.processes import ALONE, Group
 from nfc_splat.training.sampling import Sampler
 
 GPU_SHARE = 0.25  # of the GPU memory that is free at the start
@@ -21,13 +24,15 @@ class Batches:
     Images kept by the split are 8-bit and on the host. Once used whole, an image stays composited and on the training
     device, as far as `GPU_SHARE` of a GPU's free memory or `HOST_BYTES` go: on a GPU preparing one takes longer than
     drawing it, on a CPU still a tenth of a small step. Pixels for rays are gathered on the host from one 8-bit list.
+
+    Of several processes each draws the same numbers and makes a batch of its share of them.
     """
 
-    def __init__(self, split: Split, background: Tensor, device: str) -> None:
+    def __init__(self, split: Split, background: Tensor, device: str, group: Group = ALONE) -> None:
         self._split = split
         self._cameras = split.cameras.to(device)
         self._background = background.to(device)
-        self._device = device
+        self._device, self._group = device, group
         self._candidates: tuple[Tensor, Tensor] | None = None
         self._kept: dict[int, tuple[Tensor, Tensor | None]] = {}
         self._room = GPU_SHARE * torch.cuda.mem_get_info()[0] if device == "cuda" else float(HOST_BYTES)
@@ -35,12 +40,16 @@ class Batches:
     def draw(self, sampling: Sampling, sampler: Sampler) -> Batch:
         """The next batch: what `sampling` asks for, drawn by `sampler`."""
         if sampling.kind == "images":
-            return self.load(sampler.images.draw(sampling.images).tolist())
+            share = self._group.images(sampling.images)
+            drawn = sampler.images.draw(sampling.images * self._group.size)[share.chosen]
+            return replace(self.load(drawn.tolist()), share=share)
         numbers = self._draw_pixels(sampling, sampler)
         background = self._background
         if sampling.background == "random":
             background = torch.rand(len(numbers), 3, generator=sampler.generator).to(self._device)
-        return self.load_pixels(numbers, background)
+        share = self._group.rays(len(numbers))
+        batch = self.load_pixels(numbers[share.chosen], background[share.chosen] if background.ndim > 1 else background)
+        return replace(batch, share=self._weighted(share, numbers))
 
     def load(self, indices: list[int]) -> Batch:
         """The images `indices` as one batch; a `UserError` when their sizes differ."""
@@ -66,6 +75,13 @@ class Batches:
             background,
             None if foreground is None else foreground.to(self._device),
         )
+
+    def _weighted(self, share: Share, numbers: Tensor) -> Share:
+        """`share` of the pixels `numbers` [P], with what its pixels count by their masks' weights."""
+        if share.processes == 1 or (weights := self._pixels.weights_of(numbers)) is None:
+            return share
+        counted = float(weights[share.chosen].double().sum() / weights.double().sum())
+        return replace(share, counted=counted * share.weight * share.times)
 
     @cached_property
     def _pixels(self) -> Pixels:

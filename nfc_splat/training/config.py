@@ -12,12 +12,12 @@ from nfc_splat.data.detect import absolute_path
 from nfc_splat.errors import UserError
 from nfc_splat.fields import find_method
 from nfc_splat.losses.nfc import EPS, EPS_LOW
-from nfc_splat.rendering.kernels.threads import available_cores
 from nfc_splat.training.plain import from_plain, to_plain
+from nfc_splat.training.processes import cores_of_process
 
 # These may change when a run is resumed: they do not touch what is learned, or the scene's hash covers them.
 FREE = {"scene", "out", "resume", "overwrite", "device", "protocol", "split"}
-FREE |= {"threads", "quiet", "log_every", "curve_points", "checkpoints"}
+FREE |= {"threads", "quiet", "log_every", "curve_points", "checkpoints", "view", "view_port"}
 AUTO_METHOD, AUTO_MOVING_METHOD = "3dgs", "4dgs"  # what --method auto means, for scenes that stand still and others
 Preset = Literal["auto", "quick", "paper", "paper-original"]
 FREE_DATA = {"format", "points", "allow_missing", "allow_external_paths", "max_pixels", "image_cache_gb"}
@@ -95,7 +95,7 @@ class TrainConfig:
     """Which views are measured at the end: D-NeRF's lego has another scene in its test views."""
 
     threads: int | None = None
-    """CPU threads. None is every core given to this process."""
+    """CPU threads of a process. None is its share of the cores given."""
 
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
@@ -106,6 +106,12 @@ class TrainConfig:
 
     quiet: bool = False
     """Print only errors and the final result."""
+
+    view: bool = False
+    """Show the training in a browser. It changes nothing that is learned."""
+
+    view_port: int | None = None
+    """Port of --view. None is the first free one from 8080 on."""
 
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -175,6 +181,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
     name = scene.parent.name if scene.is_file() else scene.name
     points = config.data.points
     data = config.data if points is None else replace(config.data, points=absolute_path(points))
+    cores = cores_of_process()
     out = config.out or Path("runs") / f"{name}-{method.name}-{config.loss}"
     return replace(
         config,
@@ -186,7 +193,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
         data=data,
         device=device,
         model=_settle_encoding(config, method.name),
-        threads=min(config.threads or available_cores(), available_cores()),
+        threads=min(config.threads or cores, cores),
     )
 
 
@@ -216,6 +223,8 @@ def _check(config: TrainConfig) -> None:
         raise UserError(
             f"--loss-weight {config.loss_weight}: has no effect with --loss regression; add --loss classification"
         )
+    if config.view_port is not None and not config.view:
+        raise UserError(f"--view-port {config.view_port}: has no effect without --view; add it")
     for flag, value, least in (
         ("--loss-weight", 1 if config.loss_weight is None else config.loss_weight, 0),
         ("--photometric-weight", config.photometric_weight, 0),

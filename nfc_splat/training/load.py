@@ -1,12 +1,15 @@
 """A scene's fingerprint, and finished or unfinished runs read back for evaluation and rendering."""
 
 import hashlib
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from nfc_splat.data import DataConfig, Scene, load_scene
 from nfc_splat.errors import UserError
 from nfc_splat.fields import find_method
+from nfc_splat.files import atomic_path
 from nfc_splat.rendering import SceneModel
 from nfc_splat.training.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint
 from nfc_splat.training.config import TrainConfig
@@ -37,7 +40,7 @@ def load_run(folder: Path | str, device: str = "cpu", *, scene: Path | None = No
     config = read_config(source.folder)
     checkpoint = checkpoint_of(source)
     module = find_method(config.method).load()
-    loaded = load_training_scene(config, scene)
+    loaded = load_training_scene(with_kept_points(config, source), scene)
     if scene_hash(loaded) != checkpoint.header.scene_hash:
         raise UserError(
             f"{loaded.root}: its cameras, image names or points are not those that {source.folder} was trained on"
@@ -60,6 +63,32 @@ def load_training_scene(config: TrainConfig, path: Path | None = None) -> Scene:
     """The scene of a run, as its method wants it; `path` is where it is now, by default where the config says."""
     module = find_method(config.method).load()
     return load_scene(path or config.scene, config.data, undistort=module.Model.request == "image")
+
+
+def with_kept_points(config: TrainConfig, source: RunSource | None) -> TrainConfig:
+    """`config` with the points that the run `source` keeps, where it names those that the run was given."""
+    points = config.data.points
+    if source is None or points is None or points != read_config(source.folder).data.points:
+        return config
+    kept = source.folder / _kept_name(points)
+    return replace(config, data=replace(config.data, points=kept)) if kept.is_file() else config
+
+
+def keep_points(config: TrainConfig, folder: Path) -> None:
+    """Copy the file of initial points into the run's folder, so that the run outlives it.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    points = config.data.points
+    if points is None or (kept := folder / _kept_name(points)).resolve() == points.resolve():
+        return
+    with atomic_path(kept) as temporary:
+        shutil.copyfile(points, temporary)
+
+
+def _kept_name(points: Path) -> str:
+    return "initial_points.ply" if points.suffix.lower() == ".ply" else "initial_points.txt"
 
 
 def scene_hash(scene: Scene) -> str:

@@ -3,6 +3,7 @@
 config.json     the resolved configuration, versions, command, commit, hardware, both step clocks
 metrics.jsonl   one line per logged step and per event, written as it goes
 checkpoints/    see `nfc_splat.training.checkpoint`
+initial_points.*  a copy of what --points named
 eval/, renders/, gt/, depth/, contact_sheet.png and the exported model, once training is over
 run.lock        while a process is at work here
 """
@@ -42,6 +43,8 @@ _OUTPUTS = (
     METRICS_FILE,
     "contact_sheet.png",
     "point_cloud.ply",
+    "initial_points.ply",
+    "initial_points.txt",
     "bounds.json",
     "dnerf.json",
     "dnerf.safetensors",
@@ -97,6 +100,16 @@ class RunFolder:
             self._metrics = None
 
 
+class OthersRun(RunFolder):
+    """A run folder that another process writes: only read here."""
+
+    def start_metrics(self, step: int) -> None:
+        pass
+
+    def log(self, record: dict[str, Any]) -> None:
+        pass
+
+
 @contextmanager
 def open_run(config: TrainConfig, source: RunSource | None) -> Iterator[RunFolder]:
     """Take `config.out` for this process, ready to be written.
@@ -115,7 +128,7 @@ def open_run(config: TrainConfig, source: RunSource | None) -> Iterator[RunFolde
     _make_writable(folder)
     with locked(folder):
         if fresh:
-            _clear(folder, config.overwrite)
+            _clear(folder, config.overwrite, config.data.points)
         sweep_leftovers(folder)
         run = RunFolder(folder)
         try:
@@ -147,8 +160,12 @@ def _make_writable(folder: Path) -> None:
     probe.unlink()
 
 
-def _clear(folder: Path, overwrite: bool) -> None:
-    """Make room for a fresh run: delete an earlier one's files if allowed, or if it never got anywhere."""
+def _clear(folder: Path, overwrite: bool, points: Path | None) -> None:
+    """Make room for a fresh run: delete an earlier one's files if allowed, or if it never got anywhere.
+
+    Raises:
+        UserError: that is not allowed, or the fresh run's initial `points` are among them.
+    """
     last = max(checkpoint_files(folder / "checkpoints"), default=0)
     if not overwrite and (last > 0 or (folder / "eval" / "summary.json").exists()):
         raise UserError(
@@ -156,6 +173,10 @@ def _clear(folder: Path, overwrite: bool) -> None:
             "or --out for another folder"
         )
     present = [folder / name for name in _OUTPUTS if (folder / name).exists()]
+    if points is not None and any(points.resolve().is_relative_to(path.resolve()) for path in present):
+        raise UserError(
+            f"--points {points}: is part of the run that --overwrite deletes; copy it to another place first"
+        )
     for path in present:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -185,12 +206,13 @@ def is_run(folder: Path) -> bool:
     return (folder / CONFIG_FILE).is_file() and (folder / "checkpoints").is_dir()
 
 
-def write_record(config: TrainConfig, scene: dict[str, Any]) -> None:
+def write_record(config: TrainConfig, scene: dict[str, Any], processes: int = 1) -> None:
     """Write `config.json` into the run folder; what an earlier process wrote there moves into its "earlier" list.
 
     Args:
         config: resolved.
         scene: what is known of the data, ready for JSON.
+        processes: how many train together.
     """
     path = config.out / CONFIG_FILE
     earlier = []
@@ -209,6 +231,7 @@ def write_record(config: TrainConfig, scene: dict[str, Any]) -> None:
         "commit": _commit(),
         "versions": machine.versions(),
         "hardware": machine.hardware(),
+        "processes": processes,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "earlier": earlier,
     }
@@ -227,6 +250,14 @@ def read_config(folder: Path) -> TrainConfig:
         schema = record.get("schema") if isinstance(record, dict) else None
         raise UserError(f"{path}: run schema {schema!r}, this version reads {SCHEMA}")
     return config_from_plain(record.get("train"), str(path))
+
+
+def processes_of(folder: Path) -> int:
+    """How many processes trained the run in `folder` together, when it was last begun or continued."""
+    found = read_json(folder / CONFIG_FILE).get("processes", 1)
+    if not isinstance(found, int) or found < 1:
+        raise UserError(f"{folder / CONFIG_FILE}: processes is {found!r}, expected a whole number of at least 1")
+    return found
 
 
 def _commit() -> str | None:

@@ -7,6 +7,7 @@ from nfc_splat.errors import UserError
 from nfc_splat.fields.recipe import SceneGeometry
 from nfc_splat.training.checkpoint import newest_checkpoint, write_checkpoint
 from nfc_splat.training.config import TrainConfig
+from nfc_splat.training.processes import ALONE, Apart, Group
 from nfc_splat.training.run import RunFolder
 from nfc_splat.training.state import TrainingState, captured, restored_state
 
@@ -29,32 +30,48 @@ class Saver:
         run: where they go.
         geometry, scene_hash: of the scene at hand, to rebuild a state.
         step: the one that the newest checkpoint in the folder has, -1 without any.
+        group: of several processes the first one writes, once all are found to hold the same.
     """
 
     def __init__(
-        self, config: TrainConfig, run: RunFolder, geometry: SceneGeometry, scene_hash: str, step: int
+        self,
+        config: TrainConfig,
+        run: RunFolder,
+        geometry: SceneGeometry,
+        scene_hash: str,
+        step: int,
+        group: Group = ALONE,
     ) -> None:
         self._config, self._run, self._geometry, self._scene_hash = config, run, geometry, scene_hash
         self._saved_step, self._saved_time = step, time.monotonic()
-        self._failures = 0
+        self._group, self._failures = group, 0
 
     def save(self, state: TrainingState) -> None:
         """Write a checkpoint of `state` unless its step has one; a `UserError` when it cannot be written."""
         # Writing a step again would for a moment leave its file without a sidecar that agrees.
         if state.step != self._saved_step:
             header, tensors = captured(state, self._config, self._scene_hash)
-            write_checkpoint(self._run.checkpoints, header, tensors, keep=self._config.checkpoints.keep)
+            self._group.require_same(tensors, state.step)
+            with self._group.together():
+                if self._group.first:
+                    write_checkpoint(self._run.checkpoints, header, tensors, keep=self._config.checkpoints.keep)
             self._saved_step = state.step
         self._saved_time = time.monotonic()
 
-    def after_step(self, state: TrainingState, asked: bool) -> None:
-        """Save if it was asked for or is due. A failure is reported, and tried again when the next save is due."""
-        self._failures = 0
+    def is_due(self, state: TrainingState) -> bool:
+        """Whether it is time for a checkpoint."""
         steps, minutes = self._config.checkpoints.save_steps, self._config.checkpoints.save_minutes
         late = minutes > 0 and time.monotonic() - self._saved_time >= 60 * minutes
-        if asked or late or (steps > 0 and state.step % steps == 0):
+        return late or (steps > 0 and state.step % steps == 0)
+
+    def after_step(self, state: TrainingState, due: bool) -> None:
+        """Save if that is due. A failure is reported, and tried again when the next save is due."""
+        self._failures = 0
+        if due:
             try:
                 self.save(state)
+            except Apart:
+                raise
             except UserError as error:
                 self._saved_time = time.monotonic()
                 log.warning("training goes on without a checkpoint at step %d: %s", state.step, error)

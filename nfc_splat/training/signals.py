@@ -15,12 +15,17 @@ class Signals:
     SIGHUP stays ignored. SIGUSR1 sets `save`: save and go on. Outside the main thread, where Python allows no handlers,
     it does nothing.
 
+    Args:
+        patient: a second signal changes nothing: torchrun may pass on what the terminal has sent already, and ends
+            processes that do not answer itself.
+
     Attributes:
         stop: number of the signal that asked to stop, or None.
         save: whether saving was asked for; the trainer clears it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, patient: bool = False) -> None:
+        self._patient = patient
         self.stop: int | None = None
         self.save = False
         self._before: dict[int, object] = {}
@@ -40,7 +45,7 @@ class Signals:
             signal.signal(number, handler)
 
     def _on_stop(self, number: int, _: FrameType | None) -> None:
-        if self.stop is not None:
+        if self.stop is not None and not self._patient:
             os._exit(128 + number)
         self.stop = number
 

@@ -15,8 +15,11 @@ from torch import Tensor
 from nfc_splat.fields.recipe import Batch
 from nfc_splat.losses import bitwise_classification_loss, channelwise_classification_loss
 from nfc_splat.rendering import Rendering
+from nfc_splat.rendering.sharing import add_up, sharing
+from nfc_splat.training import gradients
 from nfc_splat.training.batches import Batches
 from nfc_splat.training.config import TrainConfig
+from nfc_splat.training.processes import ALONE, Group
 from nfc_splat.training.progress import Observer, Progress
 from nfc_splat.training.run import RunFolder
 from nfc_splat.training.saving import Saver
@@ -39,6 +42,7 @@ class Trainer:
         saver: writes the checkpoints.
         run: takes the log.
         observers: are told of every step.
+        group: the processes that train together.
     """
 
     config: TrainConfig
@@ -47,6 +51,7 @@ class Trainer:
     saver: Saver
     run: RunFolder
     observers: Sequence[Observer] = ()
+    group: Group = ALONE
 
     def fit(self) -> int:
         """Train. Returns 0 when the last step was reached, 128 + the signal's number when told to stop.
@@ -56,20 +61,22 @@ class Trainer:
             UserError: the first or the last checkpoint cannot be written.
         """
         self.saver.save(self.state)
-        with Signals() as signals, Progress(self.config.steps, self.state.step, self.config.quiet) as progress:
+        patient, quiet = self.group.size > 1, self.config.quiet
+        with Signals(patient=patient) as signals, Progress(self.config.steps, self.state.step, quiet) as progress:
             while self.state.step < self.config.steps:
                 figures = self.step()
+                stop, due = self.group.most(signals.stop or 0, signals.save or self.saver.is_due(self.state))
                 if figures is None:
                     self.state = self.saver.after_failure(self.state)
                 else:
-                    self.saver.after_step(self.state, signals.save)
-                    signals.save = False
+                    self.saver.after_step(self.state, bool(due))
+                    signals.save = signals.save and not due
                 for observer in (progress, *self.observers):
                     observer.after_step(self.state, figures)
-                if signals.stop is not None:
+                if stop:
                     self.saver.save(self.state)
                     log.warning("stopped at step %d, which is saved; --resume goes on from there", self.state.step)
-                    return 128 + signals.stop
+                    return 128 + stop
         self.saver.save(self.state)
         return 0
 
@@ -79,30 +86,31 @@ class Trainer:
         state, started = self.state, time.perf_counter()
         step = state.step + 1
         batch = self.batches.draw(state.recipe.sampling(step), state.sampler)
-        rendering = state.model.render(batch.cameras, batch.pixels, background=batch.background)
-        losses = self.losses(rendering, batch, step)
-        state.recipe.before_backward(rendering, losses, step)
-        total = torch.stack(list(losses.values())).sum()
-        total.backward()
-        if not self.is_finite(total):
-            for optimizer in state.optimizers.values():
-                optimizer.zero_grad(set_to_none=True)
-            return None
-        state.recipe.after_backward(state.model, step)
-        self.update()
-        figures = state.recipe.after_step(state.model, state.optimizers, rendering, step)
-        state.step = step
-        state.seconds += time.perf_counter() - started
-        return self.report(rendering, batch, losses, figures)
+        with sharing(batch.share):
+            rendering = state.model.render(batch.cameras, batch.pixels, background=batch.background)
+            losses = self.losses(rendering, batch, step)
+            state.recipe.before_backward(rendering, losses, step)
+            torch.stack(list(losses.values())).sum().backward()
+            losses = gradients.add_up(losses, state.optimizers, self.group)
+            if not gradients.are_finite(losses, state.optimizers):
+                gradients.forget(state.optimizers)
+                return None
+            state.recipe.after_backward(state.model, step)
+            gradients.apply(state.optimizers, state.learning_rate_scale)
+            figures = state.recipe.after_step(state.model, state.optimizers, rendering, step)
+            state.step = step
+            state.seconds += time.perf_counter() - started
+            return self.report(rendering, batch, losses, figures)
 
     def losses(self, rendering: Rendering, batch: Batch, step: int) -> dict[str, Tensor]:
-        """The weighted scalar terms by name; their sum is minimised."""
+        """The weighted scalar terms by name, of the batch's share; their sum is minimised."""
         config = self.config
         terms = {"photometric": config.photometric_weight * self.state.recipe.photometric(rendering, batch)}
         if config.loss != "regression":
             drawn = [self.classification(part, batch) for part in (rendering, *rendering.auxiliary)]
             terms["classification"] = config.loss_weight * sum(drawn)
-        return terms | self.state.model.regularizers(rendering, batch, step)
+        regularizers = self.state.model.regularizers(rendering, batch, step)
+        return batch.share.of_pixels(terms) | batch.share.of_rays(regularizers)
 
     def classification(self, drawn: Rendering, batch: Batch) -> Tensor:
         """NFC's loss of one rendering, of its colours or of their bits."""
@@ -112,24 +120,6 @@ class Trainer:
             return bitwise_classification_loss(drawn.bits, batch.target, encoding=encoding, **options)
         low = self.config.loss_eps_low
         return channelwise_classification_loss(drawn.color, batch.target, eps_low=low, **options)
-
-    def is_finite(self, total: Tensor) -> bool:
-        """Whether the loss and every gradient are; the sum of a tensor tells, at the price of reading it once."""
-        groups = [group for optimizer in self.state.optimizers.values() for group in optimizer.param_groups]
-        grads = [p.grad.sum() for group in groups for p in group["params"] if p.grad is not None]
-        return bool(torch.stack([value.detach().double() for value in (total, *grads)]).isfinite().all())
-
-    def update(self) -> None:
-        """Every optimiser's step, at the recipe's learning rates times the roll-back's scale."""
-        scale = self.state.learning_rate_scale
-        for optimizer in self.state.optimizers.values():
-            rates = [group["lr"] for group in optimizer.param_groups]
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate if scale == 1 else rate * scale
-            optimizer.step()
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate
-            optimizer.zero_grad(set_to_none=True)
 
     @torch.no_grad()
     def report(
@@ -144,7 +134,8 @@ class Trainer:
         state.losses = {name: value.item() for name, value in losses.items()}
         error = (rendering.color.clamp(0, 1) - batch.target).square().mean(-1)
         weight = torch.ones_like(error) if batch.mask is None else batch.mask
-        psnr = -10 * torch.log10((error * weight).sum() / weight.sum()).item()
+        wrong, counted = add_up(torch.stack([(error * weight).sum(), weight.sum()]))
+        psnr = -10 * torch.log10(wrong / counted).item()
         record = {"step": state.step, "loss": sum(state.losses.values()), "losses": state.losses, "psnr": psnr}
         self.run.log({**record, **figures, "seconds": round(state.seconds, 3)})
         return record | figures

@@ -1,0 +1,176 @@
+"""The page's server: what visitors get when they go somewhere, and who gets nothing."""
+
+import numpy as np
+import pytest
+import torch
+from eval_toys import write_blender_scene
+from view_toys import Rising, Visitor, ball_of_gaussians
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
+
+from nfc_splat.data import load_scene
+from nfc_splat.errors import UserError
+from nfc_splat.view import address
+from nfc_splat.view.page import Subject, Viewer
+
+viser = pytest.importorskip("viser", reason="needs the view extra")
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory):
+    return load_scene(write_blender_scene(tmp_path_factory.mktemp("view") / "ball", train=8, test=2), undistort=True)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return ball_of_gaussians()
+
+
+@pytest.fixture
+def viewer(request, scene, model, tmp_path):
+    """Of Gaussians that stand still, unless a test asks for others."""
+    moves = getattr(request, "param", False)
+    subject = Subject(scene, "ball", tmp_path, splats=True, moves=moves, points=model.means.detach())
+    viewer = Viewer(subject, "127.0.0.1", address.choose_port("127.0.0.1", None))
+    yield viewer
+    viewer.close()
+
+
+@pytest.fixture
+def visitor(viewer):
+    visitor = Visitor()
+    viewer._enter(visitor)
+    return visitor
+
+
+def work_off(viewer, model):
+    """All there is to do; how many pieces it took."""
+    pieces = 0
+    while viewer.work(model):
+        pieces += 1
+    return pieces
+
+
+def test_nothing_is_done_for_nobody(viewer, model):
+    assert not viewer.watched
+    assert work_off(viewer, model) == 0
+    assert viewer._splats is None
+
+
+def test_a_visitor_gets_splats_over_the_scenes_background(viewer, visitor, model):
+    assert viewer.watched
+    work_off(viewer, model)
+    assert len(viewer._splats.centers) == len(model.means)
+    (background,) = visitor.pictures
+    assert (background == 255).all()
+    viewer._moved(viewer._visitors[0])
+    assert work_off(viewer, model) == 0  # the browser draws: moving about asks for nothing
+    viewer.model_changed("step 2")
+    assert work_off(viewer, model) == 1
+    assert viewer._status.value == "step 2"
+
+
+def test_who_moves_on_gets_pictures_from_there_and_no_others(viewer, visitor, model):
+    viewer._mode.value = "color"
+    viewer._go(visitor, 0)
+    work_off(viewer, model)
+    first = visitor.pictures[-1]
+    assert first.shape == (48, 64, 3)
+    viewer._go(visitor, 3)
+    work_off(viewer, model)
+    camera = viewer._frame.camera(viewer._poses[3].fitted(64 / 48), 64, 48, None)
+    with torch.no_grad():
+        own = model.render(camera, background=torch.ones(3)).color[0].clamp(0, 1).numpy()
+    assert np.abs(visitor.pictures[-1] / 255 - own).mean() < 0.005
+    assert np.abs(visitor.pictures[-1] / 255 - first / 255).mean() > 0.05
+
+
+def test_the_error_is_shown_at_photographs(viewer, visitor, model):
+    viewer._mode.value = "error"
+    visitor.camera.position = viewer._poses[9].position + 0.5
+    visitor.camera.wxyz = viewer._poses[9].wxyz
+    viewer._moved(viewer._visitors[0])
+    work_off(viewer, model)
+    assert viewer._said.value == "go to a photograph to see the error"
+    viewer._mode_chosen(visitor)  # choosing the mode brings the visitor to the nearest photograph
+    np.testing.assert_allclose(visitor.camera.position, viewer._poses[9].position)
+    work_off(viewer, model)
+    assert viewer._said.value.startswith("PSNR ")
+    assert viewer._said.visible
+    viewer._place_chosen(visitor, viewer._views[2].name)
+    np.testing.assert_allclose(visitor.camera.position, viewer._poses[2].position)
+
+
+def test_photographs_that_are_too_close_make_way(viewer, visitor):
+    viewer._go(visitor, 4)
+    assert [index for index, handle in enumerate(viewer._frusta) if not handle.visible] == [4, 9]  # 9 is beside 4
+    visitor.camera.position = np.array([100.0, 0, 0])
+    viewer._show_frusta()
+    assert all(handle.visible for handle in viewer._frusta)
+    viewer._cameras.value = False
+    viewer._show_frusta()
+    assert not any(handle.visible for handle in viewer._frusta)
+
+
+@pytest.mark.parametrize("viewer", [True], indirect=True)
+def test_time_moves_the_splats(viewer, visitor):
+    rising = Rising(ball_of_gaussians().config, ball_of_gaussians().splats(), 0).eval()
+    work_off(viewer, rising)
+    before = viewer._splats.centers.copy()
+    viewer._time.value = 0.5
+    viewer._time_chosen()
+    work_off(viewer, rising)
+    moved = viewer._splats.centers - before
+    np.testing.assert_allclose(moved, np.tile([0, 0, 0.5 * viewer._frame.scale], (len(moved), 1)), atol=1e-4)
+
+
+def session(viewer, **headers):
+    port = viewer._server.get_port()
+    return connect(f"ws://127.0.0.1:{port}", subprotocols=[f"viser-v{viser.__version__}"], **headers)
+
+
+def test_only_its_own_page_may_connect(viewer):
+    port = viewer._server.get_port()
+    with session(viewer, origin=f"http://127.0.0.1:{port}") as own:
+        assert len(own.recv(timeout=20)) > 0
+    with session(viewer, origin="http://evil.example") as foreign, pytest.raises(ConnectionClosed, match="may not"):
+        foreign.recv(timeout=20)
+
+
+def test_visitors_cannot_open_a_tunnel(viewer):
+    assert viewer._server.request_share_url() is None
+    assert viewer._server._share_tunnel is None
+
+
+def test_a_port_that_is_taken_at_the_last_moment(viewer, scene):
+    taken = viewer._server.get_port()
+    subject = Subject(scene, "ball", None, splats=False, moves=False, points=None)
+    with pytest.raises(UserError, match=f"port {taken} .* taken a moment ago"):
+        Viewer(subject, "127.0.0.1", taken)
+
+
+def test_shapes_are_read_when_they_are_wanted(viewer, tmp_path):
+    from test_view import PLY
+
+    path = tmp_path / "mesh.ply"
+    path.write_text(PLY)
+    told = []
+
+    class Event:
+        class target:
+            value = True
+
+        class client:
+            @staticmethod
+            def add_notification(title, body, **_):
+                told.append(body)
+
+    viewer._toggle_shape(Event, path, 0)
+    handle = viewer._server.scene.get_handle_by_name("/shapes/0")
+    assert handle.visible
+    path.unlink()
+    Event.target.value = False
+    viewer._toggle_shape(Event, path, 0)
+    assert not handle.visible
+    viewer._toggle_shape(Event, path, 1)
+    assert "no such file" in told[0]
