@@ -49,7 +49,7 @@ def train(config: "TrainConfig", group: "Group | None" = None) -> int:
             this one alone.
 
     Returns:
-        0; 130 or 143 when a signal stopped it, after saving.
+        0; 129, 130 or 143 when a signal stopped it, after saving.
 
     Raises:
         UserError: anything that the user can mend; its `exit_code` is 3 when training diverged.

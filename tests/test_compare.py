@@ -12,16 +12,19 @@ from pathlib import Path
 import pytest
 from eval_toys import write_blender_scene
 
-from nfc_splat.compare import estimate
+from nfc_splat.compare import estimate, records, work
 from nfc_splat.compare.__main__ import main as compare
 from nfc_splat.compare.experiments import EXPERIMENTS, Experiment, Variant
 from nfc_splat.compare.measured import measured
-from nfc_splat.compare.plan import Budget, MeasuredScene, plan
+from nfc_splat.compare.plan import Budget, MeasuredScene, plan, runs_of
+from nfc_splat.compare.results import cases_of
 from nfc_splat.errors import UserError
 from nfc_splat.files import write_json
 from nfc_splat.open3d_loader import load_open3d
 from nfc_splat.training.command_line import parse_command_line
 from nfc_splat.training.config import matching
+from nfc_splat.training.load import describe_scene, load_training_scene, scene_hash
+from nfc_splat.training.run import write_record
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -63,6 +66,7 @@ def test_flags_after_the_dashes_reach_every_training(tmp_path, planned):
 def test_rounding_is_off_unless_asked_for():
     assert Budget("quick").of("nerf") == ("--preset", "quick", "--no-bf16")
     assert Budget("quick", ("--bf16",)).of("nerf") == ("--preset", "quick", "--bf16")
+    assert Budget("quick", ("--no_bf16",)).of("nerf") == ("--preset", "quick", "--no_bf16")
     assert Budget("quick").of("3dgs") == ("--preset", "quick")
 
 
@@ -93,6 +97,7 @@ def test_surfaces_are_extracted_and_measured_against_the_scenes_truth(tmp_path, 
         (["a", "--", "--loss=bitwise"], "-- --loss=bitwise: is for the comparison to say"),
         (["a", "--experiment", "grid", "--", "--voxels", "8"], "-- --voxels: is for the comparison to say"),
         (["a", "--jobs", "0"], "--jobs 0: expected 1 or more"),
+        (["a", "--experiment", "static", "cost", "--jobs", "2"], "--jobs 2: --experiment cost compares times"),
         (["a", "--truth", "x.ply"], "--truth x.ply: is for one scene and an experiment that measures surfaces"),
     ],
 )
@@ -118,6 +123,34 @@ def test_experiments_share_the_runs_that_they_have_in_common(tmp_path, planned):
     assert sum("--photometric-weight" in line for line in both) == 3
     assert sum("--adam-eps 1e-15" in line for line in both) == 2
     assert sum("--loss regression --target-encoding binary" in line for line in both) == 1
+
+
+def test_equal_trainings_share_a_run_whatever_they_are_called(tmp_path):
+    """The weight that is a method's own, and a run that is recorded besides."""
+    names = ("ablation", "lambda", "controls", "curves")
+    scenes, plain = [MeasuredScene(tmp_path / "a")], ([1], Budget("quick"), tmp_path)
+    cases = plan([EXPERIMENTS[name] for name in names], scenes, ["dvgo"], *plain)
+    runs = runs_of(cases)
+    assert len({json.dumps(matching(parse_command_line(run.commands[0].words[1:]))) for run in runs}) == len(runs)
+    folders = {case.variant: case.run for case in cases}
+    assert len(folders) == len(cases) == len(runs) + 3
+    assert folders["classification"] == folders["classification, weight 2"] == folders["classification, recorded"]
+    assert folders["regression"] == folders["regression, recorded"] == "a-dvgo-regression_recorded-1"
+    for name in names:  # every table has all its rows
+        experiment = EXPERIMENTS[name]
+        found = cases_of(experiment, cases, ["dvgo"], "quick")
+        assert [case.variant for case in found] == [one.label for one in experiment.variants]
+    (alone,) = [case for case in plan([EXPERIMENTS["lambda"]], scenes, ["dvgo"], *plain) if "weight_2-" in case.name]
+    assert alone.run == "a-dvgo-classification-1"  # so that a later comparison finds it
+    neus = plan([EXPERIMENTS["lambda"]], scenes, ["neus"], *plain)
+    assert [case.run for case in neus if case.name != case.run] == ["a-neus-classification-1"]  # its own weight is 20
+
+
+def test_variants_that_a_method_does_not_have_are_named(tmp_path, planned):
+    (tmp_path / "a").mkdir()
+    lines = planned(tmp_path / "a", "--preset", "quick", "--experiment", "encodings", "--methods", "3dgs")
+    assert lines[0].startswith("# encodings: 3dgs has no classification, no encoding; no classification, gray; no ")
+    assert len(lines) == 1 + 3
 
 
 def test_a_run_whose_surface_is_measured_serves_other_experiments_too(tmp_path, planned):
@@ -163,7 +196,7 @@ def test_a_case_counts_when_all_its_files_are_there(tmp_path):
     scene = MeasuredScene(tmp_path / "a", tmp_path / "truth.ply", "replica")
     (case,) = plan([experiment], [scene], ["neus"], [1], Budget("quick"), tmp_path)
     write_json(case.folder / "eval" / "summary.json", {"psnr": 30.0})
-    write_json(case.folder / "eval" / "per_view.json", [{"seconds": 0.1}])
+    write_json(case.folder / "config.json", {"scene": {}, "train": {"threads": 3}})
     (case.folder / "mesh.ply").write_text("")
     assert not case.done
     assert measured(case) is None
@@ -173,6 +206,96 @@ def test_a_case_counts_when_all_its_files_are_there(tmp_path):
     write_json(case.folder / "mesh-eval" / "metrics.json", geometry)
     found = measured(case)
     assert (found["psnr"], found["accuracy"], found["fscore"], found["threshold"]) == (30.0, 0.5, 0.7, 0.05)
+    assert (found["threads"], found["jobs"]) == (3, None)
+    case.source.truth.write_text("x")
+    records.write_record(case, 4)
+    records.write_record(case, 2)  # it went on among fewer
+    assert measured(case)["jobs"] == 4
+    for text in ("", "[]", "{}"):
+        (case.folder / "mesh-eval/metrics.json").write_text(text)
+        assert not case.done
+        assert measured(case) is None
+        assert "mesh-eval/metrics.json" in case.commands[-1].flaw
+
+
+# ---------------------------------------------------------------------------------------- runs that are there already
+
+
+ASKED = ("--preset", "quick", "--methods", "dvgo", "--")
+
+
+@pytest.fixture
+def finished(tmp_path, monkeypatch):
+    """A comparison that is done, without its trainings; `compare` would start no process."""
+    write_blender_scene(tmp_path / "ball", train=2, test=1, size=8)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(work, "run_case", lambda *_: pytest.fail("something was trained"))
+    scenes = [MeasuredScene(Path("ball"))]
+    for case in plan([EXPERIMENTS["static"]], scenes, ["dvgo"], [42], Budget("quick"), Path("out")):
+        config = parse_command_line(case.commands[0].words[1:])
+        scene = load_training_scene(config)
+        config.out.mkdir(parents=True)
+        write_record(config, describe_scene(scene, scene_hash(scene), config.data))
+        summary = {"psnr": 20.0, "ssim": 0.5, "lpips": None, "train_seconds": 60.0, "peak_memory_mb": 500}
+        write_json(config.out / "eval/summary.json", summary)
+    return tmp_path
+
+
+def test_a_finished_comparison_can_be_moved_and_named_in_other_ways(finished, capsys):
+    for scene, out in (("ball", "out"), (finished / "ball", finished / "out")):
+        assert compare([str(scene), "--out", str(out), *ASKED]) == 0
+        assert capsys.readouterr().out.count("done before") == 2
+    Path("out").rename("elsewhere")
+    Path("ball").rename("other")
+    Path("there").mkdir()
+    Path("other").rename("there/ball")
+    assert compare(["there/ball", "--out", "elsewhere", *ASKED]) == 0
+    assert capsys.readouterr().out.count("done before") == 2
+
+
+def test_runs_of_other_flags_or_scenes_are_refused(finished):
+    for flags, difference in ((("--steps", "7"), "model.*steps"), (("--protocol", "dnerf"), "protocol dnerf")):
+        with pytest.raises(UserError, match=f"was begun with other flags than now: .*{difference}"):
+            compare(["ball", "--out", "out", *ASKED, *flags])
+    image = next(Path("ball/train").glob("*.png"))
+    image.write_bytes(image.read_bytes() + b"more")
+    with pytest.raises(UserError, match="ball has changed since this run was trained"):
+        compare(["ball", "--out", "out", *ASKED])
+
+
+@pytest.mark.parametrize(("file", "text"), [("eval/summary.json", ""), ("config.json", '{"a": 1'), ("config.json", "")])
+def test_a_damaged_file_is_told_and_done_again_and_the_others_stay(finished, monkeypatch, capsys, file, text):
+    class Process:
+        def poll(self):
+            return 2
+
+    def run_case(*_):
+        yield Process()
+        raise work.CaseFailed("failed (2): tried")
+
+    monkeypatch.setattr(work, "run_case", run_case)
+    Path("out/ball-dvgo-regression-42", file).write_text(text)
+    assert compare(["ball", "--out", "out", *ASKED]) == 1
+    out = capsys.readouterr().out
+    assert f"ball-dvgo-regression-42: not taken as done: out/ball-dvgo-regression-42/{file}: not valid JSON" in out
+    assert out.count("done before") == 1
+    assert "ball-dvgo-regression-42: failed (2): tried" in out
+
+
+def test_another_truth_is_measured_against_again(tmp_path):
+    for name in ("room/one.ply", "room/two.ply"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    case, other = (
+        plan([EXPERIMENTS["surface"]], [MeasuredScene(tmp_path / "room", tmp_path / f"room/{truth}.ply")], ["neus"],
+             [1], Budget("quick"), tmp_path / "out")[0] for truth in ("one", "two")
+    )  # fmt: skip
+    records.write_record(case, 1)
+    write_json(case.commands[-1].product, {})
+    assert not records.forget_other_surface(case)
+    assert case.commands[-1].product.exists()
+    assert records.forget_other_surface(other)
+    assert not case.commands[-1].product.exists()
 
 
 # ----------------------------------------------------------------------------------------------- the command

@@ -4,6 +4,8 @@ stand in for trainings."""
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -14,6 +16,7 @@ from nfc_splat.compare import estimate, work
 from nfc_splat.compare.plan import Case, Command
 from nfc_splat.errors import UserError
 from nfc_splat.files import write_json
+from nfc_splat.training.signals import Signals
 
 MODULES = {
     # Leaves PRODUCT once OTHER is there: two of them end only if they run at the same time.
@@ -26,12 +29,15 @@ while not other.exists():
 product.write_text(' '.join(sys.argv[4:]))
 """,
     "leave": "import pathlib, sys; pathlib.Path(sys.argv[1]).write_text('x')",
+    # Kills the process that started it.
+    "abandon": "import os, signal; os.kill(os.getppid(), signal.SIGKILL)",
     "fail": "import sys; print('error: out of luck'); sys.exit(2)",
     # Ends when told to, as a training that saves; a second signal would kill it.
     "linger": """
 import pathlib, signal, sys, time
 told = []
-signal.signal(signal.SIGTERM, lambda *_: told.append(1))
+for number in (signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, lambda *_: told.append(1))
 pathlib.Path(sys.argv[1]).touch()
 while not told:
     time.sleep(0.01)
@@ -68,12 +74,13 @@ def test_jobs_run_at_the_same_time(tmp_path):
     for name, mine, other in (("a", *begun), ("b", *reversed(begun))):
         product = tmp_path / name
         cases.append(case_of(tmp_path, name, (("meet", str(mine), str(other), str(product)), product)))
-    assert work.do(cases, tmp_path / "out", jobs=2) == ({}, 0)
+    assert work.do(cases, jobs=2) == ({}, 0)
     assert all(case.done for case in cases)
 
 
 def test_trainings_that_say_nothing_of_threads_share_the_processors(tmp_path):
     product = tmp_path / "p"
+    (tmp_path / "cases").mkdir()
     started = []
 
     class Process:
@@ -86,21 +93,22 @@ def test_trainings_that_say_nothing_of_threads_share_the_processors(tmp_path):
     for words, told in (
         (("nfc_splat.train", "scene"), ("--threads", "1")),
         (("nfc_splat.train", "scene", "--threads", "2"), ()),
+        (("nfc_splat.train", "scene", "--threads=2"), ()),
         (("nfc_splat.export", "mesh"), ()),
     ):
         product.unlink(missing_ok=True)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(work.subprocess, "Popen", Process)
-            list(work.run_case(case_of(tmp_path, "a", (words, product)), tmp_path / "log", 1))
+            list(work.run_case(case_of(tmp_path, "a", (words, product)), 1))
         assert tuple(started[-1]) == (*words, *told)
 
 
 def test_a_failure_is_told_and_the_others_go_on(tmp_path, capsys):
     chain = (("leave", str(tmp_path / "first")), tmp_path / "first"), (("fail",), tmp_path / "second")
     cases = [case_of(tmp_path, "bad", *chain), leaving(tmp_path, "good")]
-    failures, code = work.do(cases, tmp_path / "out")
+    failures, code = work.do(cases)
     assert code == 0
-    assert failures == {"bad": f"failed (2): out of luck (see {tmp_path}/out/cases/bad.log)"}
+    assert failures == {"bad": f"failed (2): out of luck (see {tmp_path}/cases/bad.log)"}
     assert (tmp_path / "first").exists()
     assert cases[1].done
     out = capsys.readouterr().out
@@ -110,11 +118,12 @@ def test_a_failure_is_told_and_the_others_go_on(tmp_path, capsys):
 
 def test_a_command_that_leaves_nothing_has_failed(tmp_path):
     case = case_of(tmp_path, "a", (("leave", str(tmp_path / "elsewhere")), tmp_path / "expected"))
-    failures, _ = work.do([case], tmp_path / "out")
+    failures, _ = work.do([case])
     assert "failed (0)" in failures["a"]
 
 
-def test_a_signal_reaches_every_process_once_and_nothing_is_begun_after_it(tmp_path, capsys):
+@pytest.mark.parametrize(("number", "left"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_reaches_every_process_once_and_nothing_is_begun_after_it(tmp_path, capsys, number, left):
     cases = []
     for name in "ab":
         words = ("linger", str(tmp_path / f"begun-{name}"), str(tmp_path / name))
@@ -126,15 +135,77 @@ def test_a_signal_reaches_every_process_once_and_nothing_is_begun_after_it(tmp_p
     def stop():
         while not all((tmp_path / f"begun-{name}").exists() for name in "ab"):
             time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
 
     threading.Thread(target=stop, daemon=True).start()
-    failures, code = work.do(cases, tmp_path / "out", jobs=2)
-    assert (failures, code) == ({}, 143)
+    failures, code = work.do(cases, jobs=2)
+    assert (failures, code) == ({}, left)
     assert [(tmp_path / name).read_text() for name in "ab"] == ["saved", "saved"]
     assert not (tmp_path / "later").exists()
     assert not cases[2].done
     assert "the same command continues" in capsys.readouterr().out
+
+
+DRIVER = """
+import pathlib, sys
+from nfc_splat.compare.plan import Case, Command
+from nfc_splat.compare.work import do
+begun, product = map(pathlib.Path, sys.argv[1:])
+command = Command(("linger", str(begun), str(product)), product)
+do([Case("a", "a", "dvgo", "regression", 0, begun.parent / "a", (command,))])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has died")
+def test_a_killed_comparison_does_not_leave_its_training_running(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", DRIVER, str(tmp_path / "begun"), str(tmp_path / "product")])
+    wait_for(tmp_path / "begun", process)
+    process.kill()
+    process.wait()
+    wait_for(tmp_path / "product")
+    assert (tmp_path / "product").read_text() == "saved"
+
+
+def wait_for(path, process=None):
+    deadline = time.monotonic() + 100
+    while not path.exists() or not (path.name == "begun" or path.read_text()):
+        assert time.monotonic() < deadline
+        assert process is None or process.poll() is None
+        time.sleep(0.01)
+
+
+def test_nohup_stays_in_force():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Signals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signals.stop is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_terminal_that_closes_says_so_twice_and_what_is_printed_then_does_no_harm(tmp_path):
+    """A process with a terminal of its own, whose other end is closed."""
+    main, own = os.openpty()
+    program = """
+import fcntl, os, pathlib, sys, termios, time
+from nfc_splat.training.signals import Signals
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+with Signals() as signals:
+    pathlib.Path(sys.argv[1]).touch()
+    while signals.stop is None:
+        time.sleep(0.01)
+    os.kill(os.getpid(), signals.stop)
+    print("stopped", flush=True)
+pathlib.Path(sys.argv[2]).write_text(str(int(signals.stop)))
+"""
+    words = [sys.executable, "-c", program, str(tmp_path / "begun"), str(tmp_path / "product")]
+    process = subprocess.Popen(words, stdin=own, stdout=own, stderr=own, start_new_session=True)
+    os.close(own)
+    wait_for(tmp_path / "begun", process)
+    os.close(main)
+    assert process.wait(timeout=100) == 0
+    assert (tmp_path / "product").read_text() == "1"
 
 
 def test_the_time_left_is_that_of_the_same_method(tmp_path):
@@ -153,25 +224,37 @@ def test_durations_are_read_at_a_glance(seconds, text):
     assert work.duration(seconds) == text
 
 
+def training(folder, name, *flags):
+    words = ("nfc_splat.train", "a", "--out", str(folder / name), "--method", "dvgo", *flags, "--seed", name[-1])
+    return case_of(folder, name, (words, folder / name / "eval/summary.json"))
+
+
 def test_the_estimate_takes_what_is_finished_and_tries_what_is_not(tmp_path, monkeypatch):
-    done, left, other = leaving(tmp_path, "done"), leaving(tmp_path, "left"), leaving(tmp_path, "other", method="ngp")
-    (tmp_path / "done").mkdir()
-    write_json(tmp_path / "done/eval/summary.json", {"train_seconds": 120.0})
+    done, left = (training(tmp_path, name) for name in ("done-1", "left-2"))
+    others = [training(tmp_path, f"other-{k}", "--loss=classification", "--loss-weight", str(k)) for k in (1, 2)]
+    write_json(tmp_path / "done-1/eval/summary.json", {"train_seconds": 120.0})
     tried = []
-    monkeypatch.setattr(estimate, "_tried", lambda case, *_: tried.append(case.name) or 60.0)
-    lines = estimate.describe_time([done, left, other], "quick", tmp_path, jobs=1)
-    assert lines[0] == "a, dvgo: 1 runs left, about 2m00s each"
-    assert lines[1] == "a, ngp: 1 runs left, about 1m00s each"
-    assert lines[2] == "in all about 3m00s, 1 at a time"
-    assert tried == ["other"]
+    monkeypatch.setattr(estimate, "_tried", lambda case, *_: tried.append((case.name, *_)) or 60.0)
+    lines = estimate.describe_time([done, left, *others], tmp_path, 1, None)
+    assert lines[0] == "a, dvgo, regression: 1 runs left, about 2m00s each"
+    assert lines[1] == "a, dvgo, regression: 2 runs left, about 1m00s each"
+    assert lines[2] == "in all about 4m00s, 1 at a time"
+    assert tried == [("other-1", tmp_path, None)]  # the weight changes nothing
 
     def refuse(*_):
         raise UserError("no such scene")
 
     monkeypatch.setattr(estimate, "_tried", refuse)
-    lines = estimate.describe_time([done, left, other], "quick", tmp_path, jobs=1)
-    assert lines[1:] == ["a, ngp: 1 runs left; how long they take is unknown: no such scene",
+    lines = estimate.describe_time([done, left, *others], tmp_path, 1, None)
+    assert lines[1:] == ["a, dvgo, regression: 2 runs left; how long they take is unknown: no such scene",
                          "in all about 2m00s and what is unknown, 1 at a time"]  # fmt: skip
+
+
+@pytest.mark.parametrize(("jobs", "text"), [(1, "6m00s"), (2, "4m00s"), (4, "2m00s")])
+def test_a_run_takes_its_time_however_many_are_done_at_once(tmp_path, monkeypatch, jobs, text):
+    monkeypatch.setattr(estimate, "_tried", lambda *_: 120.0)
+    lines = estimate.describe_time([training(tmp_path, f"a-{k}") for k in range(3)], tmp_path, jobs, 1)
+    assert lines[-1] == f"in all about {text}, {jobs} at a time"
 
 
 @pytest.mark.slow
@@ -185,24 +268,25 @@ def test_a_short_training_tells_the_time_once(tmp_path, monkeypatch):
     toy = Path(training_toy.__file__)
     monkeypatch.setenv("PYTHONPATH", f"{toy.parent}{os.pathsep}{toy.parent.parent}")
     words = ("training_toy", str(scene), "--out", str(tmp_path / "run"), "--resume", "auto", "--method", "toy")
-    words += ("--preset", "quick", "--steps", "2000", "--pause", "0.001")
+    words += ("--preset", "quick", "--steps=2000", "--pause", "0.001")
     case = case_of(tmp_path, "a", (words, tmp_path / "run/eval/summary.json"), method="toy")
-    seconds = estimate._tried(case, "quick", tmp_path)
+    seconds = estimate._tried(case, tmp_path, 1)
     assert 2 < seconds < 200  # a pause of 1 ms in each of 2000 steps
     assert json.loads((tmp_path / "trials/a.json").read_text())["steps"] == 50
     assert not (tmp_path / "run").exists()
     monkeypatch.setattr(estimate.subprocess, "run", lambda *_, **__: pytest.fail("tried again"))
-    assert estimate._tried(case, "quick", tmp_path) == seconds
+    assert estimate._tried(case, tmp_path, 1) == seconds
+    (tmp_path / "trials/a.json").write_text("")
+    with pytest.raises(pytest.fail.Exception, match="tried again"):
+        estimate._tried(case, tmp_path, 1)
 
 
 def test_a_cluster_without_ray_is_an_error_that_says_what_to_install(tmp_path, monkeypatch):
-    import sys
-
     from nfc_splat.compare.cluster import do_on_cluster
 
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match="pip install ray"):
-        do_on_cluster([], tmp_path, 1)
+        do_on_cluster([], 1, 1)
 
 
 @pytest.mark.slow
@@ -211,8 +295,34 @@ def test_ray_runs_the_cases(tmp_path):
     from nfc_splat.compare.cluster import do_on_cluster
 
     cases = [leaving(tmp_path, "a"), case_of(tmp_path, "bad", (("fail",), tmp_path / "never"))]
-    failures, code = do_on_cluster(cases, tmp_path / "out", threads=1)
+    failures, code = do_on_cluster(cases, jobs=2, threads=1)
     assert code == 0
     assert cases[0].done
     assert failures.keys() == {"bad"}
     assert "out of luck" in failures["bad"]
+
+
+@pytest.mark.slow
+def test_ray_waits_for_the_trainings_that_it_stops_and_loses_no_other_with_a_worker(tmp_path, capsys):
+    ray = pytest.importorskip("ray", reason="Ray is not installed")
+    from nfc_splat.compare.cluster import do_on_cluster
+
+    case = case_of(tmp_path, "a", (("linger", str(tmp_path / "begun"), str(tmp_path / "a")), tmp_path / "a"))
+    words = ("abandon", str(tmp_path / "b"))
+    lost = case_of(tmp_path, "lost", (words, tmp_path / "b"))
+
+    def stop():
+        while not ((tmp_path / "begun").exists() and "lost: failed" in (tmp_path / "said").read_text()):
+            time.sleep(0.01)
+            with open(tmp_path / "said", "a") as said:
+                said.write(capsys.readouterr().out)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    (tmp_path / "said").touch()
+    threading.Thread(target=stop, daemon=True).start()
+    failures, code = do_on_cluster([lost, case], jobs=1, threads=1)
+    assert code == 143
+    assert failures.keys() == {"lost"}
+    assert "lost by the cluster" in failures["lost"]
+    assert (tmp_path / "a").read_text() == "saved"
+    assert not ray.is_initialized()

@@ -50,12 +50,12 @@ class Options:
     out: Path = Path("runs/compare")
     """Folder of the runs and results. What is finished there is not done again."""
     jobs: int = 1
-    """How many runs at a time; they share the processors."""
+    """How many runs at a time; they share the processors. Experiments that compare times want one."""
     cluster: bool = False
     """Hand the runs to Ray: to the cluster that RAY_ADDRESS names, else to this machine; --jobs then is how many should
     fit on a machine."""
     dry_run: bool = False
-    """Print the commands, what is left to do, and how long it should take, which a moment of each method's training
+    """Print the commands, what is left to do, and how long it should take, which a moment of each kind of training
     tells."""
 
 
@@ -63,23 +63,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Plan, train, measure, print; returns the exit code: 1 where a case failed."""
     options, passed = _parse(sys.argv[1:] if arguments is None else arguments)
     from nfc_splat.compare import results
+    from nfc_splat.compare.checks import check
     from nfc_splat.compare.measured import training_images
+    from nfc_splat.compare.plan import runs_of
 
     experiments = [EXPERIMENTS[name] for name in dict.fromkeys(options.experiment)]
     methods = tuple(dict.fromkeys(options.methods))
     cases = _plan(options, experiments, methods, passed)
+    runs = runs_of(cases)
+    for line in [*_left_out(experiments, methods), *check(runs)]:
+        print(f"{'# ' if options.dry_run else ''}{line}", flush=True)
     if options.dry_run:
-        _show(cases, options)
+        _show(runs, options)
         return 0
-    failures, code = _do(cases, options)
+    failed, code = _do(runs, options)
     if code:
         return code
+    failures = {case.name: failed[case.run] for case in cases if case.run in failed}
     failures |= training_images(cases)[1]
     groups = [(one, results.cases_of(one, cases, methods, options.preset)) for one in experiments]
     tables, files = results.report(groups, failures, options.out)
     command = f"{PROGRAM} {shlex.join(sys.argv[1:] if arguments is None else arguments)}"
     page = options.out / f"{results.stem(groups)}.html"
-    for path in [*files, *results.write_page(tables, files, cases, failures, page, command)]:
+    for path in [*files, *results.write_page(tables, files, runs, failures, page, command)]:
         print(f"  wrote {path}")
     return 1 if failures else 0
 
@@ -101,21 +107,39 @@ def _plan(
         raise UserError(f"--truth {options.truth}: is for one scene and an experiment that measures surfaces")
     if options.jobs < 1:
         raise UserError(f"--jobs {options.jobs}: expected 1 or more")
+    if options.jobs > 1 and any(experiment.cost for experiment in experiments):
+        raise UserError(
+            f"--jobs {options.jobs}: --experiment cost compares times, and runs at the same time slow each other down; "
+            "leave one of the two out"
+        )
     find = plan.with_truth if surfaces else lambda scene, truth: plan.MeasuredScene(scene)
     scenes = [find(scene, options.truth) for scene in options.scenes]
     budget = plan.Budget(options.preset, passed)
     return plan.plan(experiments, scenes, methods, tuple(dict.fromkeys(options.seeds)), budget, options.out)
 
 
-def _do(cases: Sequence["Case"], options: Options) -> tuple[dict[str, str], int]:
+def _left_out(experiments: Sequence["Experiment"], methods: Sequence[str]) -> list[str]:
+    """Sentences about variants that a method does not have."""
+    from nfc_splat.compare.plan import missing_variants
+
+    pairs = [(experiment, method) for experiment in experiments for method in methods or experiment.methods]
+    missing = [(experiment.name, method, missing_variants(experiment, method)) for experiment, method in pairs]
+    return [f"{name}: {method} has no {'; no '.join(labels)}" for name, method, labels in missing if labels]
+
+
+def _do(runs: Sequence["Case"], options: Options) -> tuple[dict[str, str], int]:
     from nfc_splat.compare.cluster import do_on_cluster
     from nfc_splat.compare.work import do
+
+    threads = _threads(options)
+    return do_on_cluster(runs, options.jobs, threads) if options.cluster else do(runs, options.jobs, threads)
+
+
+def _threads(options: Options) -> int | None:
+    """What a training gets; None where it has the machine to itself."""
     from nfc_splat.rendering.kernels.threads import available_cores
 
-    threads = max(1, available_cores() // options.jobs)
-    if options.cluster:
-        return do_on_cluster(cases, options.out, threads)
-    return do(cases, options.out, options.jobs, threads if options.jobs > 1 else None)
+    return max(1, available_cores() // options.jobs) if options.cluster or options.jobs > 1 else None
 
 
 def _parse(arguments: Sequence[str]) -> tuple[Options, tuple[str, ...]]:
@@ -141,19 +165,21 @@ def _parse(arguments: Sequence[str]) -> tuple[Options, tuple[str, ...]]:
 
 def _refuse_own(passed: Sequence[str], own: set[str]) -> None:
     """Refuse flags after `--` that the comparison sets itself: the last one would win, and belie the table."""
+    from nfc_splat.compare.plan import flag_of
+
     for word in passed:
-        if word.partition("=")[0].replace("_", "-") in own:
+        if flag_of(word) in own:
             raise UserError(f"-- {word}: is for the comparison to say; after -- come flags that all trainings share")
 
 
-def _show(cases: Sequence["Case"], options: Options) -> None:
+def _show(runs: Sequence["Case"], options: Options) -> None:
     """Print the commands and the time that they should take."""
     from nfc_splat.compare.estimate import describe_time
 
-    for case in cases:
+    for case in runs:
         for command in case.commands:
-            print(f"{'done  ' if command.product.exists() else ''}{command.text}", flush=True)
-    for line in describe_time(cases, options.preset, options.out, options.jobs):
+            print(f"{'done  ' if command.done else ''}{command.text}", flush=True)
+    for line in describe_time(runs, options.out, options.jobs, _threads(options)):
         print(f"# {line}")
 
 

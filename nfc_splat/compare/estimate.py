@@ -1,8 +1,9 @@
-"""How long a comparison will take, before it is begun: a fortieth of each method's training, timed.
+"""How long a comparison will take, before it is begun: a fortieth of a training of each kind, timed.
 
 Whatever a method keys to a step is scaled with the number of steps, so a short training passes through all of it.
 """
 
+import heapq
 import statistics
 import subprocess
 import sys
@@ -10,75 +11,119 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from nfc_splat.compare.plan import Case
-from nfc_splat.compare.work import duration
+from nfc_splat.compare.checks import asked_config
+from nfc_splat.compare.plan import Case, flag_of
+from nfc_splat.compare.work import duration, ending_with_us, with_threads
 from nfc_splat.errors import UserError
-from nfc_splat.fields import find_method
 from nfc_splat.files import read_json, write_json
 
 PART = 40
 FEWEST_STEPS = 20
+# Flags on which the time that a step takes hardly depends.
+FREE = {"--out", "--seed", "--train-share", "--train-views", "--train-draw", "--train-noise"}
+FREE |= {"--loss-weight", "--photometric-weight", "--adam-eps"}
 
 
-def describe_time(cases: Sequence[Case], preset: str, out: Path, jobs: int) -> list[str]:
-    """What the runs that are left should take: a line for each scene and method, and one for all.
+def describe_time(runs: Sequence[Case], out: Path, jobs: int, threads: int | None) -> list[str]:
+    """What the runs that are left should take: a line for each kind of training, and one for all.
 
-    Finished runs in `out` tell it; where a method has none on a scene, its first case is tried for a moment. Extracting
-    and measuring surfaces is not counted.
+    Runs of a kind have a scene and the flags that time depends on in common. Finished ones tell it; where there are
+    none, the first of a kind is tried for a moment. Extracting and measuring surfaces is not counted.
+
+    Args:
+        runs: a case for each run.
+        out: folder of the comparison.
+        jobs: how many runs at a time.
+        threads: of each training that says nothing of threads itself.
     """
-    groups: dict[tuple[str, str], list[Case]] = {}
-    for case in cases:
-        groups.setdefault((case.scene, case.method), []).append(case)
-    lines, total, unknown = [], 0.0, False
-    for (scene, method), group in groups.items():
-        left = sum(not case.done for case in group)
-        known = [read_json(case.folder / "eval/summary.json").get("train_seconds") for case in group if case.done]
+    kinds: dict[tuple[str, ...], list[Case]] = {}
+    for case in runs:
+        kinds.setdefault(tuple(_without(case.commands[0].words, FREE)), []).append(case)
+    lines, unknown = [], False
+    expected: dict[str, float] = {}
+    for kind in kinds.values():
+        left = [case for case in kind if not case.done]
+        title = _title(kind)
+        if not left:
+            lines.append(f"{title}: nothing left")
+            continue
+        known = [read_json(case.folder / "eval/summary.json").get("train_seconds") for case in kind if case.done]
         try:
-            seconds = statistics.fmean(filter(None, known)) if any(known) else _tried(group[0], preset, out)
+            seconds = statistics.fmean(filter(None, known)) if any(known) else _tried(kind[0], out, threads)
         except UserError as error:
-            lines.append(f"{scene}, {method}: {left} runs left; how long they take is unknown: {error}")
+            lines.append(f"{title}: {len(left)} runs left; how long they take is unknown: {error}")
             unknown = True
             continue
-        lines.append(f"{scene}, {method}: {left} runs left, about {duration(seconds)} each")
-        total += left * seconds / jobs
+        lines.append(f"{title}: {len(left)} runs left, about {duration(seconds)} each")
+        expected |= {case.run: seconds for case in left}
+    total = _elapsed([expected[case.run] for case in runs if case.run in expected], jobs)
     return [*lines, f"in all about {duration(total)}{' and what is unknown' if unknown else ''}, {jobs} at a time"]
 
 
-def _tried(case: Case, preset: str, out: Path) -> float:
-    """Seconds that the case should take, judged by a short training; what one found is kept in `out`.
+def _title(kind: Sequence[Case]) -> str:
+    first, others = kind[0], len({case.variant for case in kind}) - 1
+    return f"{first.scene}, {first.method}, {first.variant}{f' and {others} like it' if others else ''}"
+
+
+def _elapsed(durations: Sequence[float], jobs: int) -> float:
+    """When the last is over of what takes so long, begun in order, `jobs` at a time."""
+    ends = [0.0] * jobs
+    for seconds in durations:
+        heapq.heapreplace(ends, ends[0] + seconds)
+    return max(ends)
+
+
+def _tried(case: Case, out: Path, threads: int | None) -> float:
+    """Seconds that the case should take, judged by a short training with as many threads; what one found is kept in
+    `out`.
 
     Raises:
         UserError: the training fails.
     """
-    record = out / "trials" / f"{case.name}.json"
-    words = list(case.commands[0].words)
-    if record.exists() and (found := read_json(record))["words"] == words:
-        return found["seconds"]
-    steps = _value(words, "--steps") or find_method(case.method).load().preset(preset).steps
-    part = min(int(steps), max(FEWEST_STEPS, int(steps) // PART))
+    record = out / "trials" / f"{case.run}.json"
     folder = record.with_suffix("")
-    short = _without(words, "--steps", "--out", "--resume")
-    short += ["--out", str(folder), "--steps", str(part), "--overwrite"]
+    words = with_threads(case.commands[0].words, threads)
+    short = _without(words, {"--steps", "--out", "--resume"})
+    asked = _without(words, {"--out", "--resume"})
+    if (seconds := _recorded(record, asked)) is not None:
+        return seconds
+    steps = asked_config(case).steps
+    part = min(steps, max(FEWEST_STEPS, steps // PART))
+    print(f"# timing a moment of {_title([case])} ...", flush=True)
     started = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-m", *short], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
-    )
+        [sys.executable, "-m", *short, "--out", str(folder), "--steps", str(part), "--overwrite"],
+        capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, preexec_fn=ending_with_us(),
+    )  # fmt: skip
     whole = time.monotonic() - started
     if done.returncode:
         said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
         raise UserError(said[-1].removeprefix("error: ") if said else f"exit code {done.returncode}")
     training = read_json(folder / "eval/summary.json")["train_seconds"]
-    seconds = whole - training + training * int(steps) / part
-    write_json(record, {"words": words, "steps": part, "seconds": seconds})
+    seconds = whole - training + training * steps / part
+    write_json(record, {"words": asked, "steps": part, "seconds": seconds})
     return seconds
 
 
-def _value(words: Sequence[str], flag: str) -> str | None:
-    """What follows `flag`, the last one counting as it does for the parser."""
-    found = [words[at + 1] for at, word in enumerate(words[:-1]) if word == flag]
-    return found[-1] if found else None
+def _recorded(record: Path, words: Sequence[str]) -> float | None:
+    """What an earlier trial by the same words found, if it can be read."""
+    try:
+        found = read_json(record)
+    except UserError:  # absent or damaged: it is tried again
+        return None
+    same = isinstance(found, dict) and found.get("words") == list(words)
+    return found.get("seconds") if same else None
 
 
-def _without(words: Sequence[str], *flags: str) -> list[str]:
-    """`words` without these flags and the value of each."""
-    return [word for at, word in enumerate(words) if word not in flags and (at == 0 or words[at - 1] not in flags)]
+def _without(words: Sequence[str], flags: set[str]) -> list[str]:
+    """`words` without these flags and their values, which may be in the same word."""
+    kept: list[str] = []
+    skipping = False
+    for word in words:
+        if skipping:
+            skipping = False
+        elif flag_of(word) in flags:
+            skipping = "=" not in word
+        else:
+            kept.append(word)
+    return kept

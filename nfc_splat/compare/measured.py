@@ -1,12 +1,13 @@
 """The numbers that a finished run left: images, surface, cost, and PSNR along the training."""
 
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from nfc_splat.compare.plan import MESH_FOLDER, Case
+from nfc_splat.compare.records import read_record
 from nfc_splat.files import parse_json, read_json
+from nfc_splat.training.run import CONFIG_FILE
 
 IMAGES = ("psnr", "ssim", "lpips")
 LENGTHS = ("accuracy", "completeness", "chamfer_l1_mean")
@@ -20,15 +21,16 @@ CURVES = {"train_psnr": "training views", "test_psnr": "test views"}
 def measured(case: Case) -> dict[str, Any] | None:
     """The metrics that a finished case left, and how its surface was measured; None of an unfinished one.
 
-    `render_seconds` are those of the median view: the first view drawn also pays for compiling kernels. Lengths are in
-    metres, or in the units of the files.
+    `render_seconds` are those of the median view. Lengths are in metres, or in the units of the files. `threads` are
+    the training's, `jobs` how many runs went on at a time, None where that is not recorded.
     """
     if not case.done:
         return None
     summary = read_json(case.folder / "eval" / "summary.json")
     found = {name: summary.get(name) for name in (*IMAGES, *COSTS, "primitives", "steps")}
-    views = read_json(case.folder / "eval" / "per_view.json")
-    found[DRAWING] = statistics.median(view["seconds"] for view in views)
+    found[DRAWING] = summary.get("median_seconds")
+    settings = read_json(case.folder / CONFIG_FILE).get("train", {})
+    found |= {"threads": settings.get("threads"), "jobs": read_record(case).get("jobs")}
     if len(case.commands) > 1:
         geometry = read_json(case.folder / MESH_FOLDER / "metrics.json")
         values, threshold = geometry["metrics"], geometry["protocol"]["thresholds"][0]
@@ -67,7 +69,7 @@ def training_images(cases: Sequence[Case]) -> tuple[dict[str, list[str]], dict[s
         if not case.done or not chosen:
             continue
         key = " ".join([case.scene, *chosen])
-        images = read_json(case.folder / "config.json")["scene"]["training_images"]
+        images = read_json(case.folder / CONFIG_FILE)["scene"]["training_images"]
         if lists.setdefault(key, images) != images:
             wrong[case.name] = (
                 f"it was trained on other images than the runs of {key} before it and is left out; "

@@ -1,46 +1,90 @@
 """From a comparison to the commands that it takes.
 
-A case is one run: a chain of commands, each with the file that it leaves behind when all went well. A command whose
-file is there is not run again; that is all there is to continuing a comparison.
+A case is one row of a table and one seed. It has a run: a chain of commands, each with the file that it leaves behind
+when all went well. A command whose file is there is not run again; that is all there is to continuing a comparison.
+Cases that are the same training share a run.
 """
 
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from nfc_splat.compare.experiments import Experiment, Variant
+from nfc_splat.compare.experiments import CURVE_POINTS, EXPERIMENTS, Experiment, Variant
 from nfc_splat.errors import UserError
 from nfc_splat.fields import find_method
+from nfc_splat.files import read_json
 
 MESH_FOLDER = "mesh-eval"
+RECORDING, WEIGHT = "--curve-points", "--loss-weight"
 
 
 @dataclass(frozen=True)
 class Command:
-    """What follows `python -m`, and the file that says that it is done."""
+    """What follows `python -m`, and how one sees that it is done.
+
+    Attributes:
+        words: of the command line.
+        product: the file that it leaves last.
+        proofs: JSON files that it leaves too, each with an entry that must be in it.
+    """
 
     words: tuple[str, ...]
     product: Path
+    proofs: tuple[tuple[Path, str], ...] = ()
 
     @property
     def text(self) -> str:
         """As typed into a shell."""
         return f"python -m {shlex.join(self.words)}"
 
+    @property
+    def done(self) -> bool:
+        """Whether what it leaves is there and can be read."""
+        return self.product.exists() and self.flaw is None
+
+    @property
+    def flaw(self) -> str | None:
+        """Why what it left cannot be believed, in a line."""
+        for path, entry in self.proofs:
+            try:
+                found = read_json(path)
+            except UserError as error:
+                return str(error)
+            if not isinstance(found, dict) or entry not in found:
+                return f"{path}: has no {entry!r}"
+        return None
+
+
+@dataclass(frozen=True)
+class MeasuredScene:
+    """A scene and what its surface is compared to.
+
+    Attributes:
+        folder: the scene.
+        truth: the mesh of its true surface, None where none is measured.
+        protocol: of `python -m nfc_splat.eval mesh`.
+    """
+
+    folder: Path
+    truth: Path | None = None
+    protocol: str = "plain"
+
 
 @dataclass(frozen=True)
 class Case:
-    """One run of a comparison.
+    """A variant with a seed, and the run that tells what comes of it.
 
     Attributes:
-        name: of the run, and of its folder.
+        name: its own.
         scene: name of its folder.
         method, variant, seed: what it is; the variant by its label.
-        folder: the run's.
+        folder: the run's, which cases that are the same training have in common.
         commands: in order, the training first.
+        source: where the scene lies, and the true surface if that is measured.
     """
 
     name: str
@@ -50,11 +94,30 @@ class Case:
     seed: int
     folder: Path
     commands: tuple[Command, ...]
+    source: MeasuredScene | None = None
+
+    @property
+    def run(self) -> str:
+        """Name of the run."""
+        return self.folder.name
 
     @property
     def done(self) -> bool:
         """Whether nothing is left to do."""
-        return all(command.product.exists() for command in self.commands)
+        return all(command.done for command in self.commands)
+
+
+def runs_of(cases: Sequence[Case]) -> list[Case]:
+    """One case for each run, the first."""
+    found: dict[Path, Case] = {}
+    for case in cases:
+        found.setdefault(case.folder, case)
+    return list(found.values())
+
+
+def flag_of(word: str) -> str:
+    """The flag that a word of a command line gives, with or without a value: "--loss" of "--loss=bitwise"."""
+    return word.partition("=")[0].replace("_", "-")
 
 
 @dataclass(frozen=True)
@@ -71,24 +134,9 @@ class Budget:
 
     def of(self, method: str) -> tuple[str, ...]:
         """Flags of a method: bfloat16, which speeds some presets up, is off unless asked for."""
-        asked = {"--bf16", "--no-bf16"} & set(self.flags)
+        asked = {"--bf16", "--no-bf16"} & set(map(flag_of, self.flags))
         rounded = "bf16" in find_method(method).load().Config.__dataclass_fields__
         return ("--preset", self.preset, *(("--no-bf16",) if rounded and not asked else ()), *self.flags)
-
-
-@dataclass(frozen=True)
-class MeasuredScene:
-    """A scene and what its surface is compared to.
-
-    Attributes:
-        folder: the scene.
-        truth: the mesh of its true surface, None where none is measured.
-        protocol: of `python -m nfc_splat.eval mesh`.
-    """
-
-    folder: Path
-    truth: Path | None = None
-    protocol: str = "plain"
 
 
 def with_truth(scene: Path, truth: Path | None) -> MeasuredScene:
@@ -126,50 +174,98 @@ def plan(
     names = [scene.folder.resolve().name for scene in scenes]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"two scenes are called {twice[0]}; their runs would have the same folder: rename one")
+    wanted = [
+        (scene, experiment, method, variant)
+        for scene in scenes
+        for experiment in experiments
+        for method in methods or experiment.methods
+        for variant in variants_of(experiment, method, budget.preset)
+    ]
+    recorded, measured = set(), set()  # trainings of which some experiment wants that
+    for scene, experiment, method, variant in wanted:
+        training = (scene.folder, method, _training(variant, method, budget.preset).label)
+        recorded |= {training} if RECORDING in variant.flags else set()
+        measured |= {training} if experiment.surfaces else set()
     cases: dict[str, Case] = {}
-    for scene in scenes:
-        for experiment in experiments:
-            for method in methods or experiment.methods:
-                for variant in variants_of(experiment, method, budget.preset):
-                    for seed in seeds:
-                        case = _case(experiment, scene, method, variant, seed, budget, out)
-                        if case.name not in cases or len(case.commands) > len(cases[case.name].commands):
-                            cases[case.name] = case
+    for scene, _, method, variant in wanted:
+        training = _training(variant, method, budget.preset)
+        key = (scene.folder, method, training.label)
+        if key in recorded:
+            flags = (*training.flags, RECORDING, str(CURVE_POINTS))
+            training = replace(training, label=f"{training.label}, recorded", flags=flags)
+        for seed in seeds:
+            case = _case(scene, method, (variant, training), seed, budget, out, surface=key in measured)
+            cases.setdefault(case.name, case)
     return list(cases.values())
 
 
 def variants_of(experiment: Experiment, method: str, preset: str) -> tuple[Variant, ...]:
     """The experiment's variants that the method has, without those that are the same training as an earlier one: a
-    setting may be the preset's own."""
+    setting or weight may be the method's own."""
     module = find_method(method).load()
-    own = module.preset(preset)
     found: dict[Any, Variant] = {}
     for variant in experiment.variants:
-        if variant.settings.keys() <= module.Config.__dataclass_fields__.keys():
-            changed = {name: value for name, value in variant.settings.items() if getattr(own, name) != value}
-            found.setdefault((variant.flags, variant.line, tuple(changed.items())), variant)
+        if _fits(variant, module):
+            key = (_essence(variant, method, preset), RECORDING in variant.flags, variant.line)
+            found.setdefault(key, variant)
     return tuple(found.values())
 
 
+def missing_variants(experiment: Experiment, method: str) -> list[str]:
+    """Labels of the experiment's variants that the method does not have, for want of a setting."""
+    module = find_method(method).load()
+    return [variant.label for variant in experiment.variants if not _fits(variant, module)]
+
+
+def _fits(variant: Variant, module: ModuleType) -> bool:
+    return variant.settings.keys() <= module.Config.__dataclass_fields__.keys()
+
+
+def _essence(variant: Variant, method: str, preset: str) -> tuple[Any, ...]:
+    """What is learned by a variant: equal where two are the same training, whether or not they are recorded."""
+    known = find_method(method)
+    own = known.load().preset(preset)
+    flags = zip(variant.flags[::2], variant.flags[1::2], strict=True)
+    changed = ((name, value) for name, value in variant.settings.items() if getattr(own, name) != value)
+    chosen = (pair for pair in flags if pair[0] != RECORDING and pair != (WEIGHT, f"{known.loss_weight:g}"))
+    return tuple(sorted(chosen)), tuple(sorted(changed))
+
+
+def _training(variant: Variant, method: str, preset: str) -> Variant:
+    """The first variant of any experiment that is the same training, not recorded: its label names the run, whatever
+    was asked for."""
+    module, essence = find_method(method).load(), _essence(variant, method, preset)
+    for experiment in EXPERIMENTS.values():
+        for other in experiment.variants:
+            plain = RECORDING not in other.flags and _fits(other, module)
+            if plain and _essence(other, method, preset) == essence:
+                return other
+    return variant
+
+
 def _case(
-    experiment: Experiment,
     scene: MeasuredScene,
     method: str,
-    variant: Variant,
+    variants: tuple[Variant, Variant],
     seed: int,
     budget: Budget,
     out: Path,
+    *,
+    surface: bool,
 ) -> Case:
-    label = re.sub(r"[^A-Za-z0-9.-]+", "_", variant.label)
-    name = f"{scene.folder.resolve().name}-{method}-{label}-{seed}"
-    run = out / name
-    train = ("nfc_splat.train", str(scene.folder), "--out", str(run), "--resume", "auto", "--method", method)
-    train += (*budget.of(method), *variant.arguments, "--seed", str(seed))
-    commands = [Command(train, run / "eval" / "summary.json")]
-    if experiment.surfaces:
-        mesh, measured = run / "mesh.ply", run / MESH_FOLDER
-        commands.append(Command(("nfc_splat.export", "mesh", str(run)), mesh))
+    """The case of `variants`, the one that the table names and the one that is trained."""
+    place = scene.folder.resolve().name
+    name, run = (f"{place}-{method}-{re.sub(r'[^A-Za-z0-9.-]+', '_', one.label)}-{seed}" for one in variants)
+    folder = out / run
+    train = ("nfc_splat.train", str(scene.folder), "--out", str(folder), "--resume", "auto", "--method", method)
+    train += (*budget.of(method), *variants[1].arguments, "--seed", str(seed))
+    summary = folder / "eval" / "summary.json"
+    commands = [Command(train, summary, ((summary, "psnr"), (folder / "config.json", "scene")))]
+    if surface:
+        mesh, measured = folder / "mesh.ply", folder / MESH_FOLDER / "metrics.json"
+        commands.append(Command(("nfc_splat.export", "mesh", str(folder)), mesh))
         compared = ("nfc_splat.eval", "mesh", str(mesh), str(scene.truth), "--protocol", scene.protocol)
         compared += ("--scene", str(scene.folder)) if scene.protocol == "replica" else ()
-        commands.append(Command((*compared, "--out", str(measured)), measured / "metrics.json"))
-    return Case(name, scene.folder.resolve().name, method, variant.label, seed, run, tuple(commands))
+        proofs = ((measured, "metrics"), (measured, "protocol"))
+        commands.append(Command((*compared, "--out", str(measured.parent)), measured, proofs))
+    return Case(name, place, method, variants[0].label, seed, folder, tuple(commands), scene)

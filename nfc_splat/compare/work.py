@@ -1,22 +1,24 @@
 """Doing what a plan says: what is done stays done, and what was interrupted goes on.
 
-Every case leaves `cases/NAME.json`, its commands, and `cases/NAME.log`, what they printed.
+Every run leaves `cases/RUN.json` (`nfc_splat.compare.records`), and `cases/RUN.log`, what its commands printed.
 """
 
+import ctypes
+import os
+import signal
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nfc_splat.compare.plan import Case
-from nfc_splat.errors import UserError
-from nfc_splat.files import read_json, write_json
+from nfc_splat.compare.plan import Case, flag_of
+from nfc_splat.compare.records import forget_other_surface, log_path, write_record
 from nfc_splat.training.signals import Signals
 
-RECORDS = "cases"
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
 PATIENCE = 0.2  # seconds between two looks at the processes
 
 
@@ -38,27 +40,24 @@ class Pace:
         return sum(statistics.fmean(self.seconds.get(case.method, known)) for case in cases) / self.jobs
 
 
-def do(cases: Sequence[Case], out: Path, jobs: int = 1, threads: int | None = None) -> tuple[dict[str, str], int]:
-    """Run every command whose file is not there.
+def do(runs: Sequence[Case], jobs: int = 1, threads: int | None = None) -> tuple[dict[str, str], int]:
+    """Run every command that is not done.
 
     Args:
-        out: folder of the comparison.
-        jobs: how many cases at a time.
+        runs: a case for each run.
+        jobs: how many runs at a time.
         threads: of each training that says nothing of threads itself.
 
     Returns:
-        why cases failed, by name, and 0 or the exit code of the signal that stopped it.
-
-    Raises:
-        UserError: `out` holds a run of the same name that was asked for in other words.
+        why runs failed, by name, and 0 or the exit code of the signal that stopped it.
     """
-    waiting = prepare(cases, out)
+    waiting = prepare(runs, jobs)
     failures: dict[str, str] = {}
     pace, active = Pace(jobs), []
     with Signals() as signals:
         while (waiting and signals.stop is None) or active:
             while waiting and len(active) < jobs and signals.stop is None:
-                active.append(_Running(waiting.pop(0), out, threads))
+                active.append(_Running(waiting.pop(0), threads))
             for running in [one for one in active if one.finished(signals.stop)]:
                 active.remove(running)
                 if signals.stop is None:
@@ -70,30 +69,26 @@ def do(cases: Sequence[Case], out: Path, jobs: int = 1, threads: int | None = No
     return failures, 0
 
 
-def prepare(cases: Sequence[Case], out: Path) -> list[Case]:
-    """The cases that are left to do, after saying which are done and recording what is to be done.
-
-    Raises:
-        UserError: `out` holds a run of the same name that was asked for in other words.
-    """
-    for case in cases:
-        _refuse_another(case, out)
-    for case in cases:
+def prepare(runs: Sequence[Case], jobs: int) -> list[Case]:
+    """The runs that are left to do, `jobs` at a time, after saying which are done and recording the others."""
+    for case in runs:
+        if forget_other_surface(case):
+            print(f"{case.run}: its surface was compared to another truth; it is measured again", flush=True)
         if case.done:
-            print(f"{case.name}: done before", flush=True)
+            print(f"{case.run}: done before", flush=True)
         else:
-            write_json(_record(case, out), [list(command.words) for command in case.commands])
-    return [case for case in cases if not case.done]
+            write_record(case, jobs)
+    return [case for case in runs if not case.done]
 
 
 class _Running:
     """A case whose commands run one after another, each in a process."""
 
-    def __init__(self, case: Case, out: Path, threads: int | None) -> None:
-        print(f"{case.name} ...", flush=True)
+    def __init__(self, case: Case, threads: int | None) -> None:
+        print(f"{case.run} ...", flush=True)
         self.case, self.started = case, time.monotonic()
         self.failure: str | None = None
-        self._steps = run_case(case, out / RECORDS / f"{case.name}.log", threads)
+        self._steps = run_case(case, threads)
         self._process = next(self._steps, None)
         self._told = False
 
@@ -119,43 +114,65 @@ class CaseFailed(Exception):
     """A command of a case failed; the message says why, in one line."""
 
 
-def run_case(case: Case, log: Path, threads: int | None) -> Iterator["subprocess.Popen[bytes]"]:
+def run_case(case: Case, threads: int | None) -> Iterator["subprocess.Popen[bytes]"]:
     """Start what is left of a case, command by command: gives each process, to be waited for before the next is asked
     for.
 
     Raises:
         CaseFailed: the process given last failed, or left nothing.
     """
+    log = log_path(case)
     for command in case.commands:
-        if command.product.exists():
+        if command.done:
             continue
-        words = [*command.words]
-        if threads is not None and words[0] == "nfc_splat.train" and "--threads" not in words:
-            words += ["--threads", str(threads)]
         with open(log, "a", encoding="utf-8") as sink:
             sink.write(f"$ {command.text}\n")
             sink.flush()
             # A session of its own: a Ctrl-C reaches it through us, once, and it saves.
             process = subprocess.Popen(
-                [sys.executable, "-m", *words],
+                [sys.executable, "-m", *with_threads(command.words, threads)],
                 stdin=subprocess.DEVNULL,
                 stdout=sink,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=ending_with_us(),
             )
         yield process
         if process.returncode or not command.product.exists():
             raise CaseFailed(_last_words(log, process.returncode))
+        if command.flaw:
+            raise CaseFailed(command.flaw)
+
+
+def with_threads(words: Sequence[str], threads: int | None) -> list[str]:
+    """The words of a command; those of a training that says nothing of threads itself with `threads` of them."""
+    silent = words[0] == "nfc_splat.train" and "--threads" not in map(flag_of, words)
+    return [*words, *(("--threads", str(threads)) if silent and threads is not None else ())]
+
+
+def ending_with_us() -> Callable[[], None] | None:
+    """To be called in a new process: when this one dies, even by SIGKILL, it gets SIGTERM, and a training saves. Only
+    Linux can do that."""
+    if sys.platform != "linux":
+        return None
+    prctl, parent = ctypes.CDLL(None).prctl, os.getpid()
+
+    def ask() -> None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it died before we asked
+            os._exit(128 + signal.SIGTERM)
+
+    return ask
 
 
 def _close(running: _Running, failures: dict[str, str], pace: Pace, left: Sequence[Case]) -> None:
     """Say how a case ended."""
     spent = time.monotonic() - running.started
     if running.failure:
-        failures[running.case.name] = running.failure
+        failures[running.case.run] = running.failure
     else:
         pace.add(running.case, spent)
-    words = f"{running.case.name}: {'failed after ' if running.failure else ''}{duration(spent)}"
+    words = f"{running.case.run}: {'failed after ' if running.failure else ''}{duration(spent)}"
     remaining = pace.left(left)
     if left:
         words += f"; {len(left)} more" + ("" if remaining is None else f", about {duration(remaining)}")
@@ -174,21 +191,3 @@ def _last_words(log: Path, code: int) -> str:
     lines = [line for line in text[text.rindex("$ python -m ") :].splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("error: ")]
     return f"failed ({code}): {(errors or lines)[-1].removeprefix('error: ')} (see {log})"
-
-
-def _record(case: Case, out: Path) -> Path:
-    return out / RECORDS / f"{case.name}.json"
-
-
-def _refuse_another(case: Case, out: Path) -> None:
-    """Refuse to take another run's results: the commands recorded under the case's name must be the case's; one of the
-    two may have more of them, as surfaces need."""
-    path = _record(case, out)
-    if not path.exists():
-        return
-    for recorded, command in zip(read_json(path), case.commands, strict=False):
-        if recorded != list(command.words):
-            raise UserError(
-                f"{path}: this run was begun with other flags than now ({command.text}); choose another --out, or "
-                f"delete {path} and {case.folder} to train it again"
-            )

@@ -1,0 +1,58 @@
+"""What is recorded of a run besides its folder, in `cases/RUN.json`: how many went on at a time, and what its surface
+was measured against. No path is in it, so a comparison's folder can be moved."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from nfc_splat.compare.plan import Case
+from nfc_splat.errors import UserError
+from nfc_splat.files import read_json, sha256, write_json
+
+RECORDS = "cases"
+
+
+def record_path(case: Case) -> Path:
+    """Where the record of a case's run is."""
+    return case.folder.parent / RECORDS / f"{case.run}.json"
+
+
+def log_path(case: Case) -> Path:
+    """Where what the commands of a case's run print goes."""
+    return record_path(case).with_suffix(".log")
+
+
+def read_record(case: Case) -> dict[str, Any]:
+    """The record of a case's run; empty where there is none that can be read."""
+    try:
+        found = read_json(record_path(case))
+    except UserError:  # nothing that was measured is in it
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def write_record(case: Case, jobs: int) -> None:
+    """Note that the case's run goes on among `jobs` at a time."""
+    before = read_record(case).get("jobs", 0)
+    write_json(record_path(case), {"jobs": max(jobs, before), "surface": _surface(case)})
+
+
+def forget_other_surface(case: Case) -> bool:
+    """Delete what was measured of a surface that was compared to another truth; returns whether it was."""
+    last = case.commands[-1]
+    if _surface(case) is None or not last.product.exists() or read_record(case).get("surface") == _surface(case):
+        return False
+    last.product.unlink()
+    return True
+
+
+def _surface(case: Case) -> dict[str, str] | None:
+    """What the case's surface is measured against."""
+    if len(case.commands) == 1 or case.source is None or case.source.truth is None:
+        return None
+    return {"truth": _digest(case.source.truth), "protocol": case.source.protocol}
+
+
+@cache
+def _digest(path: Path) -> str:
+    return sha256(path)
