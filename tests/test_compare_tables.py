@@ -202,6 +202,8 @@ def test_means_of_the_printed_rows_are_the_printed_means():
     assert [row.metrics["psnr"] for row in published_mean("static", ROOMS)] == pytest.approx([17.08, 34.11], abs=0.04)
     assert {row.source for row in rows} == {"means of the same 8 scenes"}
     assert not published_mean("static", ["room0", "kitchen"])
+    assert not published_mean("static", ["room0", "museum"])
+    assert {row.method for row in published_mean("static", ["museum", "ballroom"])} == {"dvgo", "nerf", "neus"}
 
 
 @pytest.mark.parametrize(

@@ -88,8 +88,10 @@ def published_mean(experiment: str, scenes: Sequence[str]) -> list[Row]:
     for key in keys:
         metrics = [rows[key].metrics for rows in found]
         means = {name: statistics.fmean(one[name] for one in metrics) for name in metrics[0]}
-        sources = list(dict.fromkeys(rows[key].source for rows in found))
-        source = sources[0] if len(sources) == 1 else f"means of the same {len(scenes)} scenes"
+        sources = {rows[key].source for rows in found}
+        if len(sources) > 1 and any(source.startswith("means") for source in sources):
+            continue  # a scene's row and a row that is a mean already have no mean
+        source = sources.pop() if len(sources) == 1 else f"means of the same {len(scenes)} scenes"
         rows.append(Row(*key, means, source))
     return rows
 

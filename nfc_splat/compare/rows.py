@@ -56,7 +56,7 @@ def results_of(experiment: Experiment, cases: Sequence[Case], numbers: Numbers, 
         groups.setdefault((case.method, case.variant), []).append(case)
     runs = {key: _runs(group, numbers) for key, group in groups.items()}
     several = len({case.scene for case in cases}) > 1
-    common = in_common(runs.values()) if several else None
+    common = in_common(runs.values())
     beside = {variant.label: variant.beside for variant in experiment.variants}
     first: dict[str, str] = {}
     results = []
@@ -64,7 +64,7 @@ def results_of(experiment: Experiment, cases: Sequence[Case], numbers: Numbers, 
         reference = beside.get(variant) or first.setdefault(method, variant)
         mine, rival = runs[method, variant], runs.get((method, experiment.rival), {})
         others = {} if reference == variant else runs.get((method, reference), {})
-        kept = {key: found for key, found in mine.items() if common is None or key in common}
+        kept = {key: found for key, found in mine.items() if key in common}
         results.append(
             Result(
                 method,

@@ -153,11 +153,11 @@ def _notes(
 ) -> list[str]:
     notes = _contrast_notes(experiment, results)
     seeds, scenes = len({case.seed for case in cases}), len({case.scene for case in cases})
+    if any(result.finished < result.planned for result in results):
+        notes.insert(0, "means are over the scenes and seeds that all rows have of which anything is there")
     if scenes > 1:
         of_seeds = f", each the mean over {seeds} seeds" if seeds > 1 else ""
         notes.insert(0, f"mean and standard deviation over {scenes} scenes{of_seeds}")
-        if any(result.finished < result.planned for result in results):
-            notes.insert(1, "means are over the scenes and seeds that all rows have")
     elif seeds > 1:
         notes.insert(0, f"mean and standard deviation over {seeds} seeds")
     known = [found for case in cases if (found := numbers[case.name])]
@@ -174,8 +174,9 @@ def _contrast_notes(experiment: Experiment, results: Sequence[Result]) -> list[s
     """What the columns of differences say."""
     notes = []
     if any(result.differences for result in results):
-        others = any(variant.beside for variant in experiment.variants)
-        row = "regression under the same conditions" if others else "the method's first row"
+        kinds = {variant.beside != "" for variant in experiment.variants if variant.beside != variant.label}
+        first, same = "the method's first row", "regression under the same conditions"
+        row = {(False,): first, (True,): same}.get(tuple(kinds), f"{same} where there is such a row, else {first}")
         notes.append(f"dPSNR: beside {row}, pair by pair of the same scene and seed")
     if any(result.rival for result in results):
         notes.append(f"{CONTRASTS[2]}: {experiment.rival} beside the row, in the same way")
