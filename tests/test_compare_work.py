@@ -122,6 +122,15 @@ def test_a_command_that_leaves_nothing_has_failed(tmp_path):
     assert "failed (0)" in failures["a"]
 
 
+@pytest.fixture
+def hung_up():
+    """SIGHUP acts, though nohup may have started the tests."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hung_up")
 @pytest.mark.parametrize(("number", "left"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_reaches_every_process_once_and_nothing_is_begun_after_it(tmp_path, capsys, number, left):
     cases = []
