@@ -193,6 +193,7 @@ def test_nohup_stays_in_force():
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.usefixtures("hung_up")
 def test_a_terminal_that_closes_says_so_twice_and_what_is_printed_then_does_no_harm(tmp_path):
     """A process with a terminal of its own, whose other end is closed."""
     main, own = os.openpty()
