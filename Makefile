@@ -29,7 +29,7 @@ demo: setup
 
 # Threads that wait must not spin on a core that the other process needs.
 test: setup
-	OMP_WAIT_POLICY=PASSIVE $(BIN) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	OMP_WAIT_POLICY=PASSIVE $(BIN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: setup
 	$(BIN) -m ruff check .

@@ -1,6 +1,7 @@
 """Fixtures shared by all tests."""
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,10 @@ def known() -> Known:
 
 
 def pytest_collection_modifyitems(items):
-    """Tests marked `gpu` say why they do not run on this machine."""
+    """Files of slow tests come first, so that no worker is left alone with one at the end. Tests marked `gpu` say why
+    they do not run on this machine."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
     if torch.cuda.is_available():
         return
     for item in items:

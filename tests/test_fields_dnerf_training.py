@@ -19,6 +19,8 @@ from nfc_splat.training.checkpoint import checkpoint_files
 from nfc_splat.training.config import CheckpointConfig, TrainConfig, resolve
 from nfc_splat.training.load import load_run
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"deformation_width": 16, "deformation_depth": 3, "width": 16, "bf16": False}
 NETWORKS = {"canonical": "networks", "depth": 3, "coarse_samples": 12, "fine_samples": 10, "rays": 64}
 HASH = {"levels": 4, "log2_table_size": 12, "finest_resolution": 64, "grid": 16, "march_steps": 96, "samples": 2**12}

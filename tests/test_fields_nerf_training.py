@@ -13,6 +13,8 @@ from nfc_splat.training.checkpoint import checkpoint_files
 from nfc_splat.training.config import CheckpointConfig, TrainConfig, resolve
 from nfc_splat.training.load import load_run
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"width": 32, "depth": 3, "coarse_samples": 16, "fine_samples": 16, "rays": 128, "precrop_steps": 10}
 
 

@@ -16,6 +16,8 @@ from nfc_splat.train import train
 from nfc_splat.training.config import CheckpointConfig, default_config, resolve
 from nfc_splat.training.load import load_run
 
+pytestmark = pytest.mark.slow
+
 LONGER = {"steps": 160, "decay_steps": 160, "anneal_steps": 40, "warmup_steps": 10, "level_every": 30, "grid": 24}
 FASTER = {
     "sharpness_lr": 2e-3,

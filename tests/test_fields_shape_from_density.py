@@ -28,6 +28,8 @@ from nfc_splat.training.checkpoint import checkpoint_files, read_checkpoint
 from nfc_splat.training.config import CheckpointConfig, default_config, resolve
 from nfc_splat.training.load import load_run
 
+pytestmark = pytest.mark.slow
+
 CENTER = torch.tensor([3.0, -1.0, 0.5])
 RADIUS = 2.0
 CELL = 2 / LATTICE

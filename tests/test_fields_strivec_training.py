@@ -19,6 +19,8 @@ from nfc_splat.training.config import CheckpointConfig
 from nfc_splat.training.load import load_run
 from nfc_splat.training.run import read_config
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory):

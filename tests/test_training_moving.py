@@ -23,6 +23,8 @@ from nfc_splat.training.command_line import parse_command_line
 from nfc_splat.training.config import CheckpointConfig, default_config, resolve
 from nfc_splat.training.load import load_run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory):

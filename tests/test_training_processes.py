@@ -31,6 +31,8 @@ from nfc_splat.training.processes import ALONE, Apart, FailedElsewhere, Group, j
 from nfc_splat.training.sampling import Sampler
 from nfc_splat.training.signals import Signals
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
