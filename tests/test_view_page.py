@@ -1,5 +1,7 @@
 """The page's server: what visitors get when they go somewhere, and who gets nothing."""
 
+from contextlib import closing
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from view_toys import Rising, Visitor, ball_of_gaussians
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from nfc_splat.data import load_scene
+from nfc_splat.data import DataConfig, load_scene
 from nfc_splat.errors import UserError
 from nfc_splat.view import address
 from nfc_splat.view.page import Subject, Viewer
@@ -34,6 +36,12 @@ def viewer(request, scene, model, tmp_path):
     viewer = Viewer(subject, "127.0.0.1", address.choose_port("127.0.0.1", None))
     yield viewer
     viewer.close()
+
+
+def opened(scene, port=None):
+    """A viewer of nothing but the photographs."""
+    subject = Subject(scene, "ball", None, splats=False, moves=False, points=None)
+    return closing(Viewer(subject, "127.0.0.1", port or address.choose_port("127.0.0.1", None)))
 
 
 @pytest.fixture
@@ -144,9 +152,31 @@ def test_visitors_cannot_open_a_tunnel(viewer):
 
 def test_a_port_that_is_taken_at_the_last_moment(viewer, scene):
     taken = viewer._server.get_port()
-    subject = Subject(scene, "ball", None, splats=False, moves=False, points=None)
     with pytest.raises(UserError, match=f"port {taken} .* taken a moment ago"):
-        Viewer(subject, "127.0.0.1", taken)
+        opened(scene, taken)
+
+
+def test_a_photograph_that_cannot_be_read_costs_only_its_picture(tmp_path, caplog):
+    root = write_blender_scene(tmp_path / "ball", train=3, test=1)
+    scene = load_scene(root, DataConfig(image_cache_gb=0), undistort=True)
+    (damaged,) = root.glob("train/*1.png")
+    damaged.write_bytes(b"no picture")
+    with opened(scene) as viewer:
+        assert [handle.image is None for handle in viewer._frusta] == [False, True, False, False]
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("the viewer shows no photograph of train: ")
+    assert str(damaged) in line
+
+
+def test_what_fails_while_the_page_is_built_leaves_no_server(scene, monkeypatch):
+    def fail(viewer):
+        raise RuntimeError("no controls")
+
+    monkeypatch.setattr(Viewer, "_add_controls", fail)
+    port = address.choose_port("127.0.0.1", None)
+    with pytest.raises(RuntimeError, match="no controls"), opened(scene, port):
+        pass
+    assert address.choose_port("127.0.0.1", port) == port
 
 
 def test_shapes_are_read_when_they_are_wanted(viewer, tmp_path):

@@ -6,6 +6,7 @@ owns the model: the main loop of `nfc_splat.view`, or a training between two ste
 
 import contextlib
 import io
+import logging
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from nfc_splat.errors import UserError
 from nfc_splat.view import address
 from nfc_splat.view.drawn import MODES, Drawn, Pace, Wish, drawing
 from nfc_splat.view.items import (
+    View,
     chosen_views,
     frustum_size,
     photograph,
@@ -38,6 +40,8 @@ MOST_VISITORS = 16
 _TRAIN, _OTHER = (60, 110, 200), (230, 120, 30)  # frusta of training views and of those held out
 _NOWHERE = "(choose)"
 _CLOSE = 3.5  # times its length: a frustum that is nearer would hide the rest
+
+log = logging.getLogger("nfc_splat")
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,16 +106,20 @@ class Viewer:
         self._wake = threading.Event()
         self._pace, self._splats, self._splats_stale = Pace(), None, True
         self._photograph: tuple[int, Any] | None = None
+        begin = first_view(train, subject.points)
         self._server = _listen(subject.title, host, port)
-        if self._server.get_port() != port:
+        try:
+            if self._server.get_port() != port:
+                raise UserError(f"the viewer's port {port} at {host} was taken a moment ago; start again")
+            _refuse_strangers(self._server, host)
+            self._begin_at(*begin)
+            self._add_controls()
+            self._add_frusta()
+            self._server.on_client_connect(self._enter)
+            self._server.on_client_disconnect(lambda client: self._visitors.pop(client.client_id, None))
+        except BaseException:
             self.close()
-            raise UserError(f"the viewer's port {port} at {host} was taken a moment ago; start again")
-        _refuse_strangers(self._server, host)
-        self._begin_at(*first_view(train, subject.points))
-        self._add_controls()
-        self._add_frusta()
-        self._server.on_client_connect(self._enter)
-        self._server.on_client_disconnect(lambda client: self._visitors.pop(client.client_id, None))
+            raise
 
     # -------------------------------------------------------------------------------------------- what owners call
 
@@ -197,7 +205,7 @@ class Viewer:
                 thickness=1.5,
                 thickness_units="screen",
                 color=_TRAIN if view.split == "train" else _OTHER,
-                image=thumbnail(self._subject.scene, view),
+                image=self._thumbnail(view),
                 format="jpeg",
                 wxyz=pose.wxyz,
                 position=pose.position,
@@ -206,6 +214,14 @@ class Viewer:
             )
             handle.on_click(lambda event, index=index: self._go(event.client, index))
             self._frusta.append(handle)
+
+    def _thumbnail(self, view: View) -> np.ndarray | None:
+        """The picture in a frustum; one that cannot be read leaves its frustum empty."""
+        try:
+            return thumbnail(self._subject.scene, view)
+        except UserError as error:
+            log.warning("the viewer shows no photograph of %s: %s", view.name, error)
+            return None
 
     # -------------------------------------------------------------------------------------------- what visitors do
 

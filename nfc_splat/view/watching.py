@@ -9,7 +9,7 @@ in viser's threads; a slow browser gets fewer pictures.
 import logging
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
 from nfc_splat.view import address
@@ -86,10 +86,9 @@ def watching(config: "TrainConfig", scene: "Scene") -> "Iterator[list[Observer]]
     splats = issubclass(method.load().Model, Model)
     title = f"{scene.name}, {config.method}, {config.loss}"
     port = address.choose_port(address.HOST, config.view_port)
-    viewer = Viewer(Subject(scene, title, None, splats, method.dynamic, scene.points), address.HOST, port)
-    for line in address.introduction(address.HOST, port):
-        print(line, flush=True)
-    try:
+    with closing(
+        Viewer(Subject(scene, title, None, splats, method.dynamic, scene.points), address.HOST, port)
+    ) as viewer:
+        for line in address.introduction(address.HOST, port):
+            print(line, flush=True)
         yield [Watching(viewer, config.steps)]
-    finally:
-        viewer.close()
