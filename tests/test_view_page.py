@@ -1,18 +1,22 @@
 """The page's server: what visitors get when they go somewhere, and who gets nothing."""
 
-from contextlib import closing
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from threading import Event
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 from eval_toys import write_blender_scene
-from view_toys import Rising, Visitor, ball_of_gaussians
+from view_toys import Rising, Visitor, ball_of_gaussians, let_in
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from nfc_splat.data import DataConfig, load_scene
 from nfc_splat.errors import UserError
-from nfc_splat.view import address
+from nfc_splat.view import address, page
 from nfc_splat.view.page import Subject, Viewer
 
 viser = pytest.importorskip("viser", reason="needs the view extra")
@@ -47,7 +51,7 @@ def opened(scene, port=None):
 @pytest.fixture
 def visitor(viewer):
     visitor = Visitor()
-    viewer._enter(visitor)
+    let_in(viewer, visitor)
     return visitor
 
 
@@ -63,6 +67,13 @@ def test_nothing_is_done_for_nobody(viewer, model):
     assert not viewer.watched
     assert work_off(viewer, model) == 0
     assert viewer._splats is None
+
+
+def test_who_left_before_being_noted_is_nobody(viewer):
+    gone = Visitor()
+    viewer._leave(gone)
+    viewer._enter(gone)
+    assert not viewer.watched
 
 
 def test_a_visitor_gets_splats_over_the_scenes_background(viewer, visitor, model):
@@ -132,22 +143,74 @@ def test_time_moves_the_splats(viewer, visitor):
     np.testing.assert_allclose(moved, np.tile([0, 0, 0.5 * viewer._frame.scale], (len(moved), 1)), atol=1e-4)
 
 
-def session(viewer, **headers):
-    port = viewer._server.get_port()
-    return connect(f"ws://127.0.0.1:{port}", subprotocols=[f"viser-v{viser.__version__}"], **headers)
+def session(server, **headers):
+    address = f"ws://127.0.0.1:{server.get_port()}"
+    return connect(address, subprotocols=[f"viser-v{viser.__version__}"], **headers)
 
 
 def test_only_its_own_page_may_connect(viewer):
     port = viewer._server.get_port()
-    with session(viewer, origin=f"http://127.0.0.1:{port}") as own:
+    with session(viewer._server, origin=f"http://127.0.0.1:{port}") as own:
         assert len(own.recv(timeout=20)) > 0
-    with session(viewer, origin="http://evil.example") as foreign, pytest.raises(ConnectionClosed, match="may not"):
-        foreign.recv(timeout=20)
+    with session(viewer._server, origin="http://evil.example") as foreign:
+        assert farewell(foreign) == "this page may not connect"
 
 
-def test_visitors_cannot_open_a_tunnel(viewer):
-    assert viewer._server.request_share_url() is None
-    assert viewer._server._share_tunnel is None
+def farewell(connection):
+    """Why the server closes a connection."""
+    try:
+        while True:
+            connection.recv(timeout=20)
+    except ConnectionClosed as closed:
+        return closed.rcvd.reason
+
+
+def await_connections(server, count):
+    """Wait until the server has let go of all but so many."""
+    deadline = time.monotonic() + 20
+    while (live := len(server._websock_server._live_connections)) != count:
+        assert time.monotonic() < deadline, f"{live} connections"
+        time.sleep(0.01)
+
+
+def test_who_connected_before_the_rules_were_made_is_looked_at_too(monkeypatch):
+    monkeypatch.setattr(page, "MOST_VISITORS", 2)
+    server = page._listen("ball", "127.0.0.1", address.choose_port("127.0.0.1", None))
+    with ExitStack() as stack:
+        stack.callback(server.stop)
+        links = []
+        for origin in (None, "http://evil.example", None, None):
+            links.append(stack.enter_context(session(server, origin=origin)))
+            links[-1].recv(timeout=20)
+        page._refuse_strangers(server, "127.0.0.1")
+        assert farewell(links[1]) == "this page may not connect"
+        assert [farewell(link) for link in links[2:]] == 2 * ["too many visitors"]
+        await_connections(server, 1)
+
+
+def test_visitors_beyond_the_limit_are_sent_away(viewer, monkeypatch):
+    monkeypatch.setattr(page, "MOST_VISITORS", 2)
+    with session(viewer._server) as first, session(viewer._server) as second:
+        assert first.recv(timeout=20)
+        assert second.recv(timeout=20)
+        with session(viewer._server) as third:
+            assert farewell(third) == "too many visitors"
+        first.close()
+        await_connections(viewer._server, 1)
+        with session(viewer._server) as fourth:
+            assert fourth.recv(timeout=20)
+
+
+def test_visitors_cannot_open_a_tunnel(viewer, monkeypatch):
+    opened, arrived = [], Event()
+    monkeypatch.setattr("viser._viser.ViserTunnel", lambda *arguments: opened.append(arguments))
+    with ThreadPoolExecutor(1) as pool, session(viewer._server) as visitor:
+        monkeypatch.setattr(viewer._server, "_thread_executor", pool)  # one thread: what is asked first is done first
+        viewer._server._websock_server.register_handler(viser._messages.ShareUrlRequest, lambda *_: arrived.set())
+        visitor.send(msgspec.msgpack.encode({"type": "ShareUrlRequest"}))
+        assert arrived.wait(20)
+        pool.submit(lambda: None).result(20)
+        assert opened == []
 
 
 def test_a_port_that_is_taken_at_the_last_moment(viewer, scene):

@@ -12,7 +12,7 @@ import training_toy
 from dvgo_toys import toy_config
 from eval_toys import write_blender_scene
 from moving_toys import moving_config, write_moving_scene
-from view_toys import Visitor
+from view_toys import Visitor, let_in
 
 from nfc_splat.errors import UserError
 from nfc_splat.fields import METHODS
@@ -37,7 +37,7 @@ def spying(mode, monkeypatch):
         def __init__(self, *arguments):
             super().__init__(*arguments)
             visitors.append(Visitor())
-            self._enter(visitors[0])
+            let_in(self, visitors[0])
             self._mode.value = mode
 
         def close(self):

@@ -67,6 +67,12 @@ class Rising(gaussians.Model):
         return self.draw(self.splats_at(cameras.times[0]), cameras, pixels, background)
 
 
+def let_in(viewer: Viewer, visitor: Visitor) -> None:
+    """What happens when a browser connects."""
+    viewer._server.get_clients = lambda: {visitor.client_id: visitor}
+    viewer._enter(visitor)
+
+
 @contextmanager
 def served(model: SceneModel, scene: Scene, **changes: object) -> Iterator[Viewer]:
     """A viewer of `model` at a free port, kept busy by a thread."""

@@ -4,6 +4,7 @@ viser's threads only note what visitors want. What costs time is done in `Viewer
 owns the model: the main loop of `nfc_splat.view`, or a training between two steps.
 """
 
+import asyncio
 import contextlib
 import io
 import logging
@@ -116,7 +117,7 @@ class Viewer:
             self._add_controls()
             self._add_frusta()
             self._server.on_client_connect(self._enter)
-            self._server.on_client_disconnect(lambda client: self._visitors.pop(client.client_id, None))
+            self._server.on_client_disconnect(self._leave)
         except BaseException:
             self.close()
             raise
@@ -229,7 +230,12 @@ class Viewer:
         client.camera.fov = self._first.fitted(client.camera.aspect).fov
         visitor = self._visitors[client.client_id] = _Visitor(client)
         client.camera.on_update(lambda _: self._moved(visitor))
+        if client.client_id not in self._server.get_clients():
+            self._leave(client)  # its farewell came in another thread, before it was noted
         self._wake.set()
+
+    def _leave(self, client: Any) -> None:
+        self._visitors.pop(client.client_id, None)
 
     def _moved(self, visitor: _Visitor) -> None:
         self._show_frusta()
@@ -394,11 +400,20 @@ def _refuse_strangers(server: Any, host: str) -> None:
     """Close connections that pages of other sites make, and more than `MOST_VISITORS`; viser lets in all of them."""
     sockets = server._websock_server
 
-    @sockets.on_client_connect
-    async def _(connection: Any) -> None:
-        link = sockets._live_connections[connection.client_id]
+    async def look_at(number: int, link: Any) -> None:
         headers = link.request.headers
         if not address.may_connect(headers.get("Origin"), headers.get("Host"), host):
             await link.close(1008, "this page may not connect")
-        elif len(sockets._live_connections) > MOST_VISITORS:
+        elif number > MOST_VISITORS:
             await link.close(1013, "too many visitors")
+
+    @sockets.on_client_connect
+    async def _(connection: Any) -> None:
+        await look_at(len(sockets._live_connections), sockets._live_connections[connection.client_id])
+
+    async def look_at_all() -> None:
+        links = list(sockets._live_connections.values())
+        await asyncio.gather(*(look_at(number, link) for number, link in enumerate(links, 1)))
+
+    # The server has listened for a moment already.
+    asyncio.run_coroutine_threadsafe(look_at_all(), sockets._background_event_loop).result()

@@ -86,9 +86,8 @@ def watching(config: "TrainConfig", scene: "Scene") -> "Iterator[list[Observer]]
     splats = issubclass(method.load().Model, Model)
     title = f"{scene.name}, {config.method}, {config.loss}"
     port = address.choose_port(address.HOST, config.view_port)
-    with closing(
-        Viewer(Subject(scene, title, None, splats, method.dynamic, scene.points), address.HOST, port)
-    ) as viewer:
+    subject = Subject(scene, title, None, splats, method.dynamic, scene.points)
+    with closing(Viewer(subject, address.HOST, port)) as viewer:
         for line in address.introduction(address.HOST, port):
             print(line, flush=True)
         yield [Watching(viewer, config.steps)]
