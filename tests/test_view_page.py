@@ -3,13 +3,16 @@
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
+from pathlib import Path
 from threading import Event
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
 import pytest
 import torch
 from eval_toys import write_blender_scene
+from test_view import PLY
 from view_toys import Rising, Visitor, ball_of_gaussians, let_in
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
@@ -17,6 +20,7 @@ from websockets.sync.client import connect
 from nfc_splat.data import DataConfig, load_scene
 from nfc_splat.errors import UserError
 from nfc_splat.view import address, page
+from nfc_splat.view.items import read_shape
 from nfc_splat.view.page import Subject, Viewer
 
 viser = pytest.importorskip("viser", reason="needs the view extra")
@@ -242,28 +246,76 @@ def test_what_fails_while_the_page_is_built_leaves_no_server(scene, monkeypatch)
     assert address.choose_port("127.0.0.1", port) == port
 
 
-def test_shapes_are_read_when_they_are_wanted(viewer, tmp_path):
-    from test_view import PLY
+def box_event(viewer, visitor, value):
+    """A visitor ticks the first mesh's box, or unticks it."""
+    box = viewer._server.gui.add_checkbox("mesh.ply", value)
+    box.on_update(lambda event: viewer._toggle_shape(event, Path("mesh.ply"), 0))
+    return SimpleNamespace(target=box, client=visitor)
 
+
+def test_shapes_are_read_when_they_are_wanted(viewer, visitor, tmp_path):
     path = tmp_path / "mesh.ply"
     path.write_text(PLY)
-    told = []
-
-    class Event:
-        class target:
-            value = True
-
-        class client:
-            @staticmethod
-            def add_notification(title, body, **_):
-                told.append(body)
-
-    viewer._toggle_shape(Event, path, 0)
+    event = box_event(viewer, visitor, True)
+    viewer._toggle_shape(event, path, 0)
     handle = viewer._server.scene.get_handle_by_name("/shapes/0")
     assert handle.visible
     path.unlink()
-    Event.target.value = False
-    viewer._toggle_shape(Event, path, 0)
+    event.target.value = False
     assert not handle.visible
-    viewer._toggle_shape(Event, path, 1)
-    assert "no such file" in told[0]
+    assert visitor.told == []
+
+
+def test_a_shape_that_cannot_be_read_is_told_and_its_box_unticked(viewer, visitor, tmp_path):
+    event = box_event(viewer, visitor, True)
+    viewer._toggle_shape(event, tmp_path / "mesh.ply", 0)
+    assert "no such file" in visitor.told[0]
+    assert event.target.value is False
+
+
+def test_a_box_that_changes_while_its_shape_is_read(viewer, visitor, tmp_path, monkeypatch):
+    path = tmp_path / "mesh.ply"
+    path.write_text(PLY)
+    event, reads = box_event(viewer, visitor, True), []
+
+    def read_slowly(*arguments):
+        reads.append(arguments)
+        event.target.value = False
+        event.target.value = True
+        event.target.value = False
+        return read_shape(*arguments)
+
+    monkeypatch.setattr(page, "read_shape", read_slowly)
+    viewer._toggle_shape(event, path, 0)
+    assert len(reads) == 1
+    handle = viewer._server.scene.get_handle_by_name("/shapes/0")
+    assert not handle.visible
+    event.target.value = True
+    assert handle.visible
+    assert len(reads) == 1
+
+
+def test_a_picture_that_fails_is_its_visitors_trouble_alone(viewer, visitor, model, monkeypatch):
+    other = Visitor(client_id=1)
+    let_in(viewer, other)
+    viewer._go(visitor, 0)
+    gone = UserError("0.png: there is no such file")
+
+    def missing(*_):
+        raise gone
+
+    monkeypatch.setattr(page, "photograph", missing)
+    viewer._mode.value = "error"
+    work_off(viewer, model)
+    assert visitor.told == ["0.png: there is no such file"]
+    assert other.told == []
+    assert len(other.pictures) > 0
+    viewer.model_changed("step 2")
+    work_off(viewer, model)
+    assert len(visitor.told) == 1  # not at every step of a training
+    viewer._mode.value = "color"
+    work_off(viewer, model)
+    assert visitor.pictures[-1].shape == (48, 64, 3)
+    viewer._mode.value = "error"
+    work_off(viewer, model)
+    assert len(visitor.told) == 2

@@ -76,6 +76,7 @@ class _Visitor:
         begun: the `wants` that `pictures` are of.
         pictures: what is being drawn, or None.
         shown: how many pictures it got of them.
+        told: why there was no picture, unless there has been one since.
     """
 
     client: Any
@@ -83,6 +84,7 @@ class _Visitor:
     begun: object | None = None
     pictures: Iterator[Drawn | None] | None = None
     shown: int = 0
+    told: str = ""
 
 
 class Viewer:
@@ -104,7 +106,8 @@ class Viewer:
         self._frame = Frame.of(train, subject.points)
         self._poses = [self._frame.placed(view.camera) for view in self._views]
         self._visitors: dict[int, _Visitor] = {}
-        self._wake = threading.Event()
+        self._wake, self._shapes = threading.Event(), threading.Lock()
+        self._reading: set[int] = set()
         self._pace, self._splats, self._splats_stale = Pace(), None, True
         self._photograph: tuple[int, Any] | None = None
         begin = first_view(train, subject.points)
@@ -302,24 +305,42 @@ class Viewer:
 
     def _toggle_shape(self, event: Any, path: Path, number: int) -> None:
         """Show or hide a mesh or cloud; it is read when it is first wanted."""
-        scene, name = self._server.scene, f"/shapes/{number}"
-        handle = scene.get_handle_by_name(name)
-        if handle is not None:
-            handle.visible = event.target.value
-            return
+        box, name = event.target, f"/shapes/{number}"
+        with self._shapes:  # every change of a box comes in a thread of its own
+            if number in self._reading:
+                return  # who reads it looks at the box afterwards
+            handle = self._server.scene.get_handle_by_name(name)
+            if handle is not None:
+                handle.visible = box.value
+            if handle is not None or not box.value:
+                return
+            self._reading.add(number)
         try:
-            shape = read_shape(path, self._frame, self._subject.scene.world_to_gt)
+            self._add_shape(path, name)
         except UserError as error:
             if event.client is not None:
                 event.client.add_notification("not shown", str(error), color="red")
-            return
+        finally:
+            with self._shapes:
+                self._reading.remove(number)
+                handle = self._server.scene.get_handle_by_name(name)
+                if handle is not None:
+                    handle.visible = box.value
+            if handle is None:
+                box.value = False
+
+    def _add_shape(self, path: Path, name: str) -> None:
+        """Read a mesh or cloud and add it to the scene, hidden."""
+        scene, shape = self._server.scene, read_shape(path, self._frame, self._subject.scene.world_to_gt)
         if shape.faces is None:
-            scene.add_point_cloud(name, shape.vertices, shape.colors, point_size=0.02, point_shape="circle")
+            scene.add_point_cloud(
+                name, shape.vertices, shape.colors, point_size=0.02, point_shape="circle", visible=False
+            )
             return
         import trimesh
 
         mesh = trimesh.Trimesh(shape.vertices, shape.faces, vertex_colors=shape.colors, process=False)
-        scene.add_mesh_trimesh(name, mesh, cast_shadow=False, receive_shadow=False)
+        scene.add_mesh_trimesh(name, mesh, cast_shadow=False, receive_shadow=False, visible=False)
 
     # -------------------------------------------------------------------------------------------- what costs time
 
@@ -335,13 +356,18 @@ class Viewer:
         """One piece of what a visitor waits for; False when it has all."""
         wants = visitor.wants
         if visitor.begun is not wants:
-            visitor.begun, visitor.shown = wants, 0
-            visitor.pictures = self._pictures(visitor.client, model)
+            visitor.begun, visitor.shown, visitor.pictures = wants, 0, self._pictures(visitor.client, model)
         if visitor.pictures is None:
             return False
-        drawn = next(visitor.pictures, None)
+        try:
+            drawn = next(visitor.pictures)
+        except Exception as error:  # such as a photograph that is gone: the others' pictures go on
+            visitor.pictures = None
+            _complain(visitor, error)
+            return True
         if drawn is None:
             return True
+        visitor.told = ""
         if drawn.final:
             visitor.pictures = None
         if visitor.wants is wants:
@@ -352,11 +378,12 @@ class Viewer:
         return True
 
     def _pictures(self, client: Any, model: "SceneModel") -> Iterator[Drawn | None]:
-        """The pictures behind what the browser draws."""
+        """The pictures behind what the browser draws; nothing is done before the first is asked for."""
         scene, mode = self._subject.scene, self._mode.value
         if mode == SPLATS:
             plain = np.round(255 * scene.background.numpy()).astype(np.uint8)
-            return iter([Drawn(np.tile(plain, (2, 2, 1)), "", True)])
+            yield Drawn(np.tile(plain, (2, 2, 1)), "", True)
+            return
         pose, camera, compared = _pose(client), client.camera, None
         if mode == "error":
             at = self._view_at(client)
@@ -367,9 +394,8 @@ class Viewer:
         shrink = min(1.0, LONGEST / max(camera.image_width, camera.image_height, 1))
         width, height = (max(1, round(side * shrink)) for side in (camera.image_width, camera.image_height))
         time = None if self._time is None else self._time.value
-        return drawing(
-            model, Wish(mode, self._frame.camera(pose, width, height, time), scene.background, compared), self._pace
-        )
+        wish = Wish(mode, self._frame.camera(pose, width, height, time), scene.background, compared)
+        yield from drawing(model, wish, self._pace)
 
     def _compared(self, index: int) -> Any:
         """The photograph of a view; the last one is kept."""
@@ -382,6 +408,18 @@ def _pose(client: Any) -> Pose:
     """Where a visitor looks from."""
     camera = client.camera
     return Pose(camera.position, camera.wxyz, camera.fov, camera.aspect)
+
+
+def _complain(visitor: _Visitor, error: Exception) -> None:
+    """Tell a visitor why there is no picture, once until there is one."""
+    known = isinstance(error, UserError)
+    said = str(error) if known else f"{type(error).__name__}: {error}"
+    if said == visitor.told:
+        return
+    visitor.told = said
+    visitor.client.add_notification("no picture", said, color="red")
+    if not known:
+        log.warning("the viewer could not draw a picture", exc_info=error)
 
 
 def _listen(title: str, host: str, port: int) -> Any:

@@ -53,7 +53,7 @@ class Watching:
                 self._fresh_until = now + REFRESH_SECONDS
                 self._viewer.model_changed(describe(state.step, self._steps, state.model.primitives))
             self._viewer.work(state.model)
-        except Exception as error:  # whatever goes wrong with a picture, the training is worth more
+        except Exception as error:  # whatever goes wrong here, the training is worth more
             self._viewer = None
             log.warning("the viewer shows nothing new any more, training goes on: %s: %s", type(error).__name__, error)
         ended = self._clock()
