@@ -12,7 +12,7 @@ import training_toy
 from dvgo_toys import toy_config
 from eval_toys import write_blender_scene
 from moving_toys import moving_config, write_moving_scene
-from view_toys import Visitor
+from view_toys import Visitor, let_in
 
 from nfc_splat.errors import UserError
 from nfc_splat.fields import METHODS
@@ -37,7 +37,7 @@ def spying(mode, monkeypatch):
         def __init__(self, *arguments):
             super().__init__(*arguments)
             visitors.append(Visitor())
-            self._enter(visitors[0])
+            let_in(self, visitors[0])
             self._mode.value = mode
 
         def close(self):
@@ -45,7 +45,7 @@ def spying(mode, monkeypatch):
             super().close()
 
     monkeypatch.setattr(watching, "Viewer", Watched)
-    monkeypatch.setattr(watching, "LONGEST_PAUSE", 0.05)
+    monkeypatch.setattr(watching, "SHARE", 0.9)
     monkeypatch.setattr(watching, "REFRESH_SECONDS", 0.1)
     return lambda: visitors[0]
 
@@ -85,12 +85,12 @@ class Clock:
 
 
 class Costly:
-    """A viewer whose every piece of work takes two seconds."""
+    """A viewer whose pieces of work take so many seconds, the last number for ever."""
 
     watched = True
 
-    def __init__(self, clock, fails=False):
-        self.clock, self.fails, self.worked, self.said = clock, fails, 0, []
+    def __init__(self, clock, *seconds, fails=False):
+        self.clock, self.seconds, self.fails, self.worked, self.said = clock, seconds or (2.0,), fails, 0, []
 
     def model_changed(self, said):
         self.said.append(said)
@@ -99,7 +99,7 @@ class Costly:
         if self.fails:
             raise RuntimeError("no picture")
         self.worked += 1
-        self.clock.now += 2.0
+        self.clock.now += self.seconds[min(self.worked, len(self.seconds)) - 1]
         return True
 
 
@@ -121,6 +121,22 @@ def test_it_takes_a_tenth_of_the_time_at_most():
     worked = viewer.worked
     steps_of(watcher, clock, 2000)
     assert viewer.worked == worked  # nobody looks: nothing is drawn
+
+
+def test_pieces_that_take_long_are_as_rare_but_for_the_first():
+    clock = Clock()
+    viewer = Costly(clock, 0.1, 60.0, 10.0)  # the second compiles
+    watcher = watching.Watching(viewer, 100_000, clock)
+    while viewer.worked < 2:
+        steps_of(watcher, clock, 1)
+    compiled = clock.now
+    while viewer.worked < 3:
+        steps_of(watcher, clock, 1)
+    assert clock.now - compiled == pytest.approx(30 + 10, abs=0.2)
+    began = clock.now
+    while viewer.worked < 23:
+        steps_of(watcher, clock, 1)
+    assert clock.now - began == pytest.approx(20 * (90 + 10), rel=0.01)
 
 
 def test_the_last_step_is_always_shown():

@@ -35,11 +35,12 @@ def ball_of_gaussians(count: int = 400, *, degree: int = 0) -> gaussians.Model:
 
 
 class Visitor:
-    """Stands for viser's client handle: a window of 64 x 48 pixels that remembers the pictures it gets."""
+    """Stands for viser's client handle: a window of 64 x 48 pixels that remembers pictures and notifications."""
 
-    def __init__(self, position=(8.0, 0.0, 3.0), wxyz=(0.5, -0.5, 0.5, -0.5)) -> None:
-        self.client_id = 0
+    def __init__(self, position=(8.0, 0.0, 3.0), wxyz=(0.5, -0.5, 0.5, -0.5), client_id=0) -> None:
+        self.client_id = client_id
         self.pictures: list[np.ndarray] = []
+        self.told: list[str] = []
         self.camera = SimpleNamespace(
             position=np.array(position),
             wxyz=np.array(wxyz),
@@ -51,6 +52,9 @@ class Visitor:
         )
         self.scene = SimpleNamespace(set_background_image=self.take)
         self.atomic = nullcontext
+
+    def add_notification(self, title: str, body: str, **_: object) -> None:
+        self.told.append(body)
 
     def take(self, pixels: np.ndarray, **_: object) -> None:
         self.pictures.append(pixels)
@@ -65,6 +69,12 @@ class Rising(gaussians.Model):
 
     def render(self, cameras, pixels=None, *, background):
         return self.draw(self.splats_at(cameras.times[0]), cameras, pixels, background)
+
+
+def let_in(viewer: Viewer, visitor: Visitor) -> None:
+    """What happens when a browser connects."""
+    viewer._server.get_clients = lambda: {visitor.client_id: visitor}
+    viewer._enter(visitor)
 
 
 @contextmanager

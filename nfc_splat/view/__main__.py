@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -57,18 +58,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run, _ = load_chosen_run(options)
     from nfc_splat.view.page import Viewer
 
-    viewer = Viewer(_subject(run, options), options.host, port)
-    for line in address.introduction(options.host, port):
-        print(line, flush=True)
-    viewer.model_changed(_said(run, options))
-    try:
-        while True:
-            if not viewer.work(run.model):
-                viewer.wait(1.0)
-    except KeyboardInterrupt:
-        print("viewer closed")
-    finally:
-        viewer.close()
+    with closing(Viewer(_subject(run, options), options.host, port)) as viewer:
+        for line in address.introduction(options.host, port):
+            print(line, flush=True)
+        viewer.model_changed(_said(run, options))
+        try:
+            while True:
+                if not viewer.work(run.model):
+                    viewer.wait(1.0)
+        except KeyboardInterrupt:
+            print("viewer closed")
     return 0
 
 

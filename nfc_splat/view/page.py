@@ -4,8 +4,10 @@ viser's threads only note what visitors want. What costs time is done in `Viewer
 owns the model: the main loop of `nfc_splat.view`, or a training between two steps.
 """
 
+import asyncio
 import contextlib
 import io
+import logging
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,6 +20,7 @@ from nfc_splat.errors import UserError
 from nfc_splat.view import address
 from nfc_splat.view.drawn import MODES, Drawn, Pace, Wish, drawing
 from nfc_splat.view.items import (
+    View,
     chosen_views,
     frustum_size,
     photograph,
@@ -38,6 +41,8 @@ MOST_VISITORS = 16
 _TRAIN, _OTHER = (60, 110, 200), (230, 120, 30)  # frusta of training views and of those held out
 _NOWHERE = "(choose)"
 _CLOSE = 3.5  # times its length: a frustum that is nearer would hide the rest
+
+log = logging.getLogger("nfc_splat")
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +76,7 @@ class _Visitor:
         begun: the `wants` that `pictures` are of.
         pictures: what is being drawn, or None.
         shown: how many pictures it got of them.
+        told: why there was no picture, unless there has been one since.
     """
 
     client: Any
@@ -78,6 +84,7 @@ class _Visitor:
     begun: object | None = None
     pictures: Iterator[Drawn | None] | None = None
     shown: int = 0
+    told: str = ""
 
 
 class Viewer:
@@ -99,19 +106,24 @@ class Viewer:
         self._frame = Frame.of(train, subject.points)
         self._poses = [self._frame.placed(view.camera) for view in self._views]
         self._visitors: dict[int, _Visitor] = {}
-        self._wake = threading.Event()
+        self._wake, self._shapes = threading.Event(), threading.Lock()
+        self._reading: set[int] = set()
         self._pace, self._splats, self._splats_stale = Pace(), None, True
         self._photograph: tuple[int, Any] | None = None
+        begin = first_view(train, subject.points)
         self._server = _listen(subject.title, host, port)
-        if self._server.get_port() != port:
+        try:
+            if self._server.get_port() != port:
+                raise UserError(f"the viewer's port {port} at {host} was taken a moment ago; start again")
+            _refuse_strangers(self._server, host)
+            self._begin_at(*begin)
+            self._add_controls()
+            self._add_frusta()
+            self._server.on_client_connect(self._enter)
+            self._server.on_client_disconnect(self._leave)
+        except BaseException:
             self.close()
-            raise UserError(f"the viewer's port {port} at {host} was taken a moment ago; start again")
-        _refuse_strangers(self._server, host)
-        self._begin_at(*first_view(train, subject.points))
-        self._add_controls()
-        self._add_frusta()
-        self._server.on_client_connect(self._enter)
-        self._server.on_client_disconnect(lambda client: self._visitors.pop(client.client_id, None))
+            raise
 
     # -------------------------------------------------------------------------------------------- what owners call
 
@@ -197,7 +209,7 @@ class Viewer:
                 thickness=1.5,
                 thickness_units="screen",
                 color=_TRAIN if view.split == "train" else _OTHER,
-                image=thumbnail(self._subject.scene, view),
+                image=self._thumbnail(view),
                 format="jpeg",
                 wxyz=pose.wxyz,
                 position=pose.position,
@@ -207,13 +219,26 @@ class Viewer:
             handle.on_click(lambda event, index=index: self._go(event.client, index))
             self._frusta.append(handle)
 
+    def _thumbnail(self, view: View) -> np.ndarray | None:
+        """The picture in a frustum; one that cannot be read leaves its frustum empty."""
+        try:
+            return thumbnail(self._subject.scene, view)
+        except UserError as error:
+            log.warning("the viewer shows no photograph of %s: %s", view.name, error)
+            return None
+
     # -------------------------------------------------------------------------------------------- what visitors do
 
     def _enter(self, client: Any) -> None:
         client.camera.fov = self._first.fitted(client.camera.aspect).fov
         visitor = self._visitors[client.client_id] = _Visitor(client)
         client.camera.on_update(lambda _: self._moved(visitor))
+        if client.client_id not in self._server.get_clients():
+            self._leave(client)  # its farewell came in another thread, before it was noted
         self._wake.set()
+
+    def _leave(self, client: Any) -> None:
+        self._visitors.pop(client.client_id, None)
 
     def _moved(self, visitor: _Visitor) -> None:
         self._show_frusta()
@@ -280,24 +305,42 @@ class Viewer:
 
     def _toggle_shape(self, event: Any, path: Path, number: int) -> None:
         """Show or hide a mesh or cloud; it is read when it is first wanted."""
-        scene, name = self._server.scene, f"/shapes/{number}"
-        handle = scene.get_handle_by_name(name)
-        if handle is not None:
-            handle.visible = event.target.value
-            return
+        box, name = event.target, f"/shapes/{number}"
+        with self._shapes:  # every change of a box comes in a thread of its own
+            if number in self._reading:
+                return  # who reads it looks at the box afterwards
+            handle = self._server.scene.get_handle_by_name(name)
+            if handle is not None:
+                handle.visible = box.value
+            if handle is not None or not box.value:
+                return
+            self._reading.add(number)
         try:
-            shape = read_shape(path, self._frame, self._subject.scene.world_to_gt)
+            self._add_shape(path, name)
         except UserError as error:
             if event.client is not None:
                 event.client.add_notification("not shown", str(error), color="red")
-            return
+        finally:
+            with self._shapes:
+                self._reading.remove(number)
+                handle = self._server.scene.get_handle_by_name(name)
+                if handle is not None:
+                    handle.visible = box.value
+            if handle is None:
+                box.value = False
+
+    def _add_shape(self, path: Path, name: str) -> None:
+        """Read a mesh or cloud and add it to the scene, hidden."""
+        scene, shape = self._server.scene, read_shape(path, self._frame, self._subject.scene.world_to_gt)
         if shape.faces is None:
-            scene.add_point_cloud(name, shape.vertices, shape.colors, point_size=0.02, point_shape="circle")
+            scene.add_point_cloud(
+                name, shape.vertices, shape.colors, point_size=0.02, point_shape="circle", visible=False
+            )
             return
         import trimesh
 
         mesh = trimesh.Trimesh(shape.vertices, shape.faces, vertex_colors=shape.colors, process=False)
-        scene.add_mesh_trimesh(name, mesh, cast_shadow=False, receive_shadow=False)
+        scene.add_mesh_trimesh(name, mesh, cast_shadow=False, receive_shadow=False, visible=False)
 
     # -------------------------------------------------------------------------------------------- what costs time
 
@@ -313,13 +356,18 @@ class Viewer:
         """One piece of what a visitor waits for; False when it has all."""
         wants = visitor.wants
         if visitor.begun is not wants:
-            visitor.begun, visitor.shown = wants, 0
-            visitor.pictures = self._pictures(visitor.client, model)
+            visitor.begun, visitor.shown, visitor.pictures = wants, 0, self._pictures(visitor.client, model)
         if visitor.pictures is None:
             return False
-        drawn = next(visitor.pictures, None)
+        try:
+            drawn = next(visitor.pictures)
+        except Exception as error:  # such as a photograph that is gone: the others' pictures go on
+            visitor.pictures = None
+            _complain(visitor, error)
+            return True
         if drawn is None:
             return True
+        visitor.told = ""
         if drawn.final:
             visitor.pictures = None
         if visitor.wants is wants:
@@ -330,11 +378,12 @@ class Viewer:
         return True
 
     def _pictures(self, client: Any, model: "SceneModel") -> Iterator[Drawn | None]:
-        """The pictures behind what the browser draws."""
+        """The pictures behind what the browser draws; nothing is done before the first is asked for."""
         scene, mode = self._subject.scene, self._mode.value
         if mode == SPLATS:
             plain = np.round(255 * scene.background.numpy()).astype(np.uint8)
-            return iter([Drawn(np.tile(plain, (2, 2, 1)), "", True)])
+            yield Drawn(np.tile(plain, (2, 2, 1)), "", True)
+            return
         pose, camera, compared = _pose(client), client.camera, None
         if mode == "error":
             at = self._view_at(client)
@@ -345,9 +394,8 @@ class Viewer:
         shrink = min(1.0, LONGEST / max(camera.image_width, camera.image_height, 1))
         width, height = (max(1, round(side * shrink)) for side in (camera.image_width, camera.image_height))
         time = None if self._time is None else self._time.value
-        return drawing(
-            model, Wish(mode, self._frame.camera(pose, width, height, time), scene.background, compared), self._pace
-        )
+        wish = Wish(mode, self._frame.camera(pose, width, height, time), scene.background, compared)
+        yield from drawing(model, wish, self._pace)
 
     def _compared(self, index: int) -> Any:
         """The photograph of a view; the last one is kept."""
@@ -360,6 +408,18 @@ def _pose(client: Any) -> Pose:
     """Where a visitor looks from."""
     camera = client.camera
     return Pose(camera.position, camera.wxyz, camera.fov, camera.aspect)
+
+
+def _complain(visitor: _Visitor, error: Exception) -> None:
+    """Tell a visitor why there is no picture, once until there is one."""
+    known = isinstance(error, UserError)
+    said = str(error) if known else f"{type(error).__name__}: {error}"
+    if said == visitor.told:
+        return
+    visitor.told = said
+    visitor.client.add_notification("no picture", said, color="red")
+    if not known:
+        log.warning("the viewer could not draw a picture", exc_info=error)
 
 
 def _listen(title: str, host: str, port: int) -> Any:
@@ -378,11 +438,20 @@ def _refuse_strangers(server: Any, host: str) -> None:
     """Close connections that pages of other sites make, and more than `MOST_VISITORS`; viser lets in all of them."""
     sockets = server._websock_server
 
-    @sockets.on_client_connect
-    async def _(connection: Any) -> None:
-        link = sockets._live_connections[connection.client_id]
+    async def look_at(number: int, link: Any) -> None:
         headers = link.request.headers
         if not address.may_connect(headers.get("Origin"), headers.get("Host"), host):
             await link.close(1008, "this page may not connect")
-        elif len(sockets._live_connections) > MOST_VISITORS:
+        elif number > MOST_VISITORS:
             await link.close(1013, "too many visitors")
+
+    @sockets.on_client_connect
+    async def _(connection: Any) -> None:
+        await look_at(len(sockets._live_connections), sockets._live_connections[connection.client_id])
+
+    async def look_at_all() -> None:
+        links = list(sockets._live_connections.values())
+        await asyncio.gather(*(look_at(number, link) for number, link in enumerate(links, 1)))
+
+    # The server has listened for a moment already.
+    asyncio.run_coroutine_threadsafe(look_at_all(), sockets._background_event_loop).result()

@@ -1,13 +1,15 @@
 """A viewer of a model in training.
 
-It works between two steps, in the training's own thread, so nothing that is learned depends on it: it only draws, and
-never more than a tenth of the time. What is sent waits in viser's threads; a slow browser gets fewer pictures.
+It works between two steps, in the training's own thread, so nothing that is learned depends on it: it only draws. Each
+piece of work is followed by a pause nine times as long, so it takes a tenth of the time at most; two pieces are not
+counted: the first that takes long, which may have compiled kernels, and the one after the last step. What is sent waits
+in viser's threads; a slow browser gets fewer pictures.
 """
 
 import logging
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
 from nfc_splat.view import address
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
 REFRESH_SECONDS = 3.0  # between two states of the model that are shown
 SHARE = 0.1  # of the time
-LONGEST_PAUSE = 30.0  # seconds; the first picture may have compiled kernels
+FIRST_PAUSE = 30.0  # seconds at most, after the first piece that would ask for more
 
 log = logging.getLogger("nfc_splat")
 
@@ -39,6 +41,7 @@ class Watching:
         self._viewer: Viewer | None = viewer
         self._steps, self._clock = steps, clock
         self._free_from = self._fresh_until = 0.0
+        self._compiled = False
 
     def after_step(self, state: "TrainingState", figures: Mapping[str, float] | None) -> None:
         """Do one piece of what visitors wait for, if it is time for it."""
@@ -50,11 +53,14 @@ class Watching:
                 self._fresh_until = now + REFRESH_SECONDS
                 self._viewer.model_changed(describe(state.step, self._steps, state.model.primitives))
             self._viewer.work(state.model)
-        except Exception as error:  # whatever goes wrong with a picture, the training is worth more
+        except Exception as error:  # whatever goes wrong here, the training is worth more
             self._viewer = None
             log.warning("the viewer shows nothing new any more, training goes on: %s: %s", type(error).__name__, error)
-        cost = self._clock() - now
-        self._free_from = now + cost + min(cost * (1 - SHARE) / SHARE, LONGEST_PAUSE)
+        ended = self._clock()
+        pause = (ended - now) * (1 - SHARE) / SHARE
+        if pause > FIRST_PAUSE and not self._compiled:  # what it compiled is not compiled again
+            self._compiled, pause = True, FIRST_PAUSE
+        self._free_from = ended + pause
 
 
 def describe(step: int, steps: int, primitives: int | None) -> str:
@@ -80,10 +86,8 @@ def watching(config: "TrainConfig", scene: "Scene") -> "Iterator[list[Observer]]
     splats = issubclass(method.load().Model, Model)
     title = f"{scene.name}, {config.method}, {config.loss}"
     port = address.choose_port(address.HOST, config.view_port)
-    viewer = Viewer(Subject(scene, title, None, splats, method.dynamic, scene.points), address.HOST, port)
-    for line in address.introduction(address.HOST, port):
-        print(line, flush=True)
-    try:
+    subject = Subject(scene, title, None, splats, method.dynamic, scene.points)
+    with closing(Viewer(subject, address.HOST, port)) as viewer:
+        for line in address.introduction(address.HOST, port):
+            print(line, flush=True)
         yield [Watching(viewer, config.steps)]
-    finally:
-        viewer.close()
