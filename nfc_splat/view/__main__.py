@@ -56,18 +56,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from nfc_splat.chosen_run import load_chosen_run
 
     run, _ = load_chosen_run(options)
+    from nfc_splat.training.signals import Signals
     from nfc_splat.view.page import Viewer
 
-    with closing(Viewer(_subject(run, options), options.host, port)) as viewer:
+    # Asked for between two pieces: raised in the middle of one, where a destructor or a library's callback may be
+    # running, Python can lose a KeyboardInterrupt.
+    with Signals() as signals, closing(Viewer(_subject(run, options), options.host, port)) as viewer:
         for line in address.introduction(options.host, port):
             print(line, flush=True)
         viewer.model_changed(_said(run, options))
-        try:
-            while True:
-                if not viewer.work(run.model):
-                    viewer.wait(1.0)
-        except KeyboardInterrupt:
-            print("viewer closed")
+        while signals.stop is None:
+            if not viewer.work(run.model):
+                viewer.wait(1.0)
+    print("viewer closed")
     return 0
 
 
