@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 import torch
@@ -72,6 +73,14 @@ def test_the_file_holds_the_model_alone_and_no_path(folder):
     # What the reader's machine allows is not the file's to decide.
     assert record["config"]["data"]["allow_missing"] is False
     assert record["config"]["data"]["background"] == "black"
+
+
+def test_a_model_without_primitives_is_timed_too(folder, tmp_path, capsys):
+    record = tmp_path / "drawing.json"
+    assert speed.main(["--render", str(folder / "dnerf"), "--steps", "2", "--threads", "1", "--record", str(record)]) == 0
+    head = capsys.readouterr().out.splitlines()[0]
+    assert re.fullmatch(r"disc, dnerf: step 4, 2 test views of 24x24 drawn 1 times each, cpu, 1 threads", head)
+    assert json.loads(record.read_text())["primitives"] is None
 
 
 def test_the_commands_take_the_file_in_place_of_the_run(folder, tmp_path, capsys):

@@ -367,6 +367,8 @@ def test_tensors_are_compared_by_their_bits():
     with pytest.raises(Apart, match="step 4"):
         Other(0, 2).require_same({"a": torch.tensor([1.0, 1e-30])}, 4)
     with pytest.raises(Apart):
+        Other(0, 2).require_same({"a": torch.tensor([0.0, 1.0])}, 4)
+    with pytest.raises(Apart):
         Other(0, 2).require_same({"a": torch.tensor([1.0])}, 4)
 
 
