@@ -45,9 +45,10 @@ def time_drawing(path: Path, pictures: int, threads: int, device: str, scene: Pa
     seconds = drawing_seconds(run, views, rounds, device)
     median = float(np.median(seconds))
     sizes, count = _sizes(views), run.model.primitives
+    primitives = "" if count is None else f"{count:,} primitives, "
     print(
-        f"{run.scene.name}, {run.config.method}: step {run.step}, "
-        f"{'' if count is None else f'{count:,} primitives, '}{len(views)} test views of {sizes} drawn {rounds} times each, {device}, {threads} threads"
+        f"{run.scene.name}, {run.config.method}: step {run.step}, {primitives}{len(views)} test views of {sizes} drawn "
+        f"{rounds} times each, {device}, {threads} threads"
     )
     print(f"  median {1e3 * median:.2f} ms, {1 / median:.2f} FPS")
     if record is not None:

@@ -77,7 +77,9 @@ def test_the_file_holds_the_model_alone_and_no_path(folder):
 
 def test_a_model_without_primitives_is_timed_too(folder, tmp_path, capsys):
     record = tmp_path / "drawing.json"
-    assert speed.main(["--render", str(folder / "dnerf"), "--steps", "2", "--threads", "1", "--record", str(record)]) == 0
+    assert (
+        speed.main(["--render", str(folder / "dnerf"), "--steps", "2", "--threads", "1", "--record", str(record)]) == 0
+    )
     head = capsys.readouterr().out.splitlines()[0]
     assert re.fullmatch(r"disc, dnerf: step 4, 2 test views of 24x24 drawn 1 times each, cpu, 1 threads", head)
     assert json.loads(record.read_text())["primitives"] is None
