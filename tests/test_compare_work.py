@@ -299,8 +299,8 @@ def test_a_cluster_without_ray_is_an_error_that_says_what_to_install(tmp_path, m
     ("address", "said"),
     [
         (
-            "10.0.0.9:6379",
-            r"RAY_ADDRESS=10.0.0.9:6379: Ray cannot be reached \(nobody there\); start it there, or unset",
+            "there:6379",
+            r"RAY_ADDRESS=there:6379: Ray cannot be reached \(nobody there\); start it there, or unset",
         ),
         (None, r"Ray does not start on this machine \(nobody there\); leave --cluster out"),
     ],

@@ -355,7 +355,7 @@ def test_what_is_said_of_a_run_that_had_other_processes(tmp_path, monkeypatch, c
     from nfc_splat.train import _introduce_processes
 
     config = default_config(tmp_path, method=method, preset="quick", device="cpu")
-    geometry = SceneGeometry(cameras(5))
+    geometry = SceneGeometry(cameras(5), None, None)
     monkeypatch.setattr("nfc_splat.training.run.processes_of", lambda folder: before)
     with caplog.at_level("INFO", logger="nfc_splat.train"):
         _introduce_processes(config, geometry, RunSource(tmp_path, None), Group(0, size, 0, size))
