@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -153,6 +154,24 @@ def test_a_hash_grid_that_is_too_small_is_refused(folder, tmp_path):
     path = changed(folder, tmp_path / "bad.safetensors", "dnerf", tensors={"canonical.table": torch.zeros(8, 2)})
     with pytest.raises(UserError, match="not a model of dnerf: "):
         load_named(path, "cpu", folder / "disc")
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "value"),
+    [("dnerf", "deformation_width", 200_000), ("dnerf", "width", 2**40), ("dnerf", "grid", 1000)],
+)
+def test_a_small_file_cannot_ask_for_much_memory(folder, tmp_path, name, setting, value):
+    path = changed(folder, tmp_path / "bad.safetensors", name, **{f"config__model__{setting}": value})
+    with pytest.raises(UserError, match="the configuration asks for a model much larger") as said:
+        load_named(path, "cpu", folder / "disc")
+    assert str(said.value).startswith(f"{path}: ")
+    run = shutil.copytree(folder / name, tmp_path / "run")
+    record = json.loads((run / "config.json").read_text())
+    record["train"]["model"][setting] = value
+    (run / "config.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="the configuration asks for a model much larger") as said:
+        load_named(run, "cpu")
+    assert str(said.value).startswith(f"{run / 'checkpoints/step_00000004.safetensors'}: ")
 
 
 def test_other_refusals(folder, tmp_path):
