@@ -1,4 +1,4 @@
-"""A model rebuilt from its tensors, by a configuration that may ask for anything: memory is taken in proportion to them.
+"""A model rebuilt from its tensors, by a configuration that may ask for anything: it takes memory as they justify it.
 
 Networks and tables get their sizes from the configuration before any tensor is looked at, and a file of a kilobyte may
 state a width of a million.
