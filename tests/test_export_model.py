@@ -19,6 +19,7 @@ from nfc_splat.errors import UserError
 from nfc_splat.eval import speed
 from nfc_splat.eval.__main__ import main as evaluate
 from nfc_splat.export.__main__ import main as export
+from nfc_splat.fields import find_method
 from nfc_splat.train import train
 from nfc_splat.training.config import default_config, resolve
 from nfc_splat.training.model_file import METADATA
@@ -172,6 +173,24 @@ def test_a_small_file_cannot_ask_for_much_memory(folder, tmp_path, name, setting
     with pytest.raises(UserError, match="the configuration asks for a model much larger") as said:
         load_named(run, "cpu")
     assert str(said.value).startswith(f"{run / 'checkpoints/step_00000004.safetensors'}: ")
+
+
+@pytest.mark.parametrize(
+    ("method", "setting"),
+    [
+        ("nerf", "depth"),
+        ("nerf", "coarse_samples"),
+        ("nerf", "fine_samples"),
+        ("neus", "color_depth"),
+        ("neus", "background_samples"),
+        ("neus", "march_steps"),
+        ("ngp", "color_layers"),
+        ("dnerf", "deformation_depth"),
+    ],
+)
+def test_layers_and_samples_of_a_ray_are_bounded(method, setting):
+    with pytest.raises(UserError, match=f"--{setting.replace('_', '-')} 1000000000: expected"):
+        find_method(method).load().preset("paper", **{setting: 10**9})
 
 
 def test_other_refusals(folder, tmp_path):

@@ -31,6 +31,9 @@ SCHEMA = 1
 METADATA = "nfc_splat.model"
 PROBE = 4  # pixels along a side of the picture that a model must be able to draw
 
+# What methods, torch and Python raise of tensors and sizes that do not fit.
+UNFIT = (KeyError, ValueError, TypeError, RuntimeError, IndexError, AttributeError, OverflowError)
+
 
 @dataclass(frozen=True)
 class ModelFile:
@@ -130,7 +133,7 @@ def _one_line(path: Path, method: str) -> Iterator[None]:
     take sizes from tensors and leave it to torch and to the kernels to refuse those that contradict each other."""
     try:
         yield
-    except (KeyError, ValueError, TypeError, RuntimeError, IndexError, AttributeError, OverflowError) as error:
+    except (*UNFIT, UserError) as error:
         said = f"the tensor {error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
         said = " ".join(said.split())
         said = said if len(said) <= 200 else f"{said[:197]}..."

@@ -17,7 +17,7 @@ from nfc_splat.training.checkpoint import Checkpoint
 from nfc_splat.training.config import TrainConfig
 
 FACTOR = 2  # what a model is built from may be thrown away once
-SPARE = 2**24  # numbers that may be asked for besides, 64 MB of float32
+SPARE = 2**26  # numbers that may be asked for besides, 256 MB of float32
 OVERHEAD = 2**10  # numbers that every tensor counts for besides its own: the object around it takes as much
 
 
