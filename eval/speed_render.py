@@ -44,15 +44,16 @@ def time_drawing(path: Path, pictures: int, threads: int, device: str, scene: Pa
     rounds = math.ceil(pictures / len(views))
     seconds = drawing_seconds(run, views, rounds, device)
     median = float(np.median(seconds))
-    sizes = _sizes(views)
+    sizes, count = _sizes(views), run.model.primitives
+    primitives = "" if count is None else f"{count:,} primitives, "
     print(
-        f"{run.scene.name}, {run.config.method}: step {run.step}, {run.model.primitives:,} primitives, "
-        f"{len(views)} test views of {sizes} drawn {rounds} times each, {device}, {threads} threads"
+        f"{run.scene.name}, {run.config.method}: step {run.step}, {primitives}{len(views)} test views of {sizes} drawn "
+        f"{rounds} times each, {device}, {threads} threads"
     )
     print(f"  median {1e3 * median:.2f} ms, {1 / median:.2f} FPS")
     if record is not None:
         facts = {"median_ms": 1e3 * median, "fps": 1 / median, "views": len(views), "rounds": rounds}
-        facts |= {"method": run.config.method, "step": run.step, "primitives": run.model.primitives}
+        facts |= {"method": run.config.method, "step": run.step, "primitives": count}
         facts |= {"resolution": sizes, "device": device, "threads": threads}
         write_json(record, facts | {"hardware": hardware(), "versions": versions()})
     return 0

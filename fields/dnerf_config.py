@@ -117,6 +117,7 @@ class Config:
                 _require(self, field.name, math.isfinite(value) and value >= 0, "a finite number, 0 or more")
         for name in ("deformation_width", "deformation_depth"):
             _require(self, name, getattr(self, name) >= 1, "1 or more")
+        _require(self, "deformation_depth", self.deformation_depth <= 64, "1 to 64")
         for name in ("deformation_octaves", "time_octaves"):
             _require(self, name, getattr(self, name) <= 16, "0 to 16")
         _require(self, "field_lr", self.field_lr > 0, "above 0")

@@ -90,8 +90,9 @@ class Config:
         for name in ("steps", "fine_samples", "rays", "lr_decay_steps", "fourier_features"):
             _require(self, name, getattr(self, name) >= 1, "1 or more")
         _require(self, "width", self.width >= 2 and self.width % 2 == 0, "an even number from 2 on")
-        _require(self, "depth", self.depth >= 2, "2 or more")
-        _require(self, "coarse_samples", self.coarse_samples >= 3, "3 or more")
+        _require(self, "depth", 2 <= self.depth <= 64, "2 to 64")
+        _require(self, "coarse_samples", 3 <= self.coarse_samples <= 4096, "3 to 4096")
+        _require(self, "fine_samples", self.fine_samples <= 4096, "1 to 4096")
         _require(self, "octaves", self.octaves <= 16, "0 to 16")
         _require(self, "view_octaves", self.view_octaves <= 16, "0 to 16")
         _require(self, "lr", self.lr > 0, "above 0")

@@ -166,7 +166,12 @@ class Config:
         _require(self, "bias", 0 < self.bias <= 2, "above 0, at most 2")
         for name in ("octaves", "view_octaves"):
             _require(self, name, getattr(self, name) <= 16, "0 to 16")
-        _require(self, "coarse_samples", self.coarse_samples >= 3, "3 or more")
+        for name in ("depth", "color_depth", "background_depth"):
+            _require(self, name, getattr(self, name) <= 64, "1 to 64")
+        _require(self, "coarse_samples", 3 <= self.coarse_samples <= 4096, "3 to 4096")
+        for name in ("fine_samples", "background_samples"):
+            _require(self, name, getattr(self, name) <= 4096, "at most 4096")
+        _require(self, "march_steps", self.march_steps <= 2**16, "1 to 65536")
         whole = self.fine_samples % self.fine_rounds == 0
         _require(self, "fine_samples", whole, f"a multiple of --fine-rounds {self.fine_rounds}")
         _require(self, "levels", 1 <= self.levels <= 32, "1 to 32")

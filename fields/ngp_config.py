@@ -99,6 +99,7 @@ class Config:
         _require(self, "base_resolution", 1 <= self.base_resolution <= 1024, "1 to 1024")
         high = f"{self.base_resolution} (--base-resolution) to 524288"
         _require(self, "finest_resolution", self.base_resolution <= self.finest_resolution <= 2**19, high)
+        _require(self, "color_layers", self.color_layers <= 64, "0 to 64")
         _require(self, "march_steps", self.march_steps <= 2**16, "1 to 65536")
         _require(self, "grid", self.grid <= 1024, "1 to 1024")
         _require(self, "occupancy_decay", self.occupancy_decay <= 1, "from 0 to 1")

@@ -1,4 +1,4 @@
-"""What the commands print: a progress bar and tables that are pretty in a terminal and plain elsewhere."""
+"""What the commands print: a progress bar and tables that are pretty in a terminal and plain elsewhere; durations."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +17,14 @@ def progress(total: int, label: str) -> Iterator[Callable[[], None]]:
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(label, total=total)
         yield lambda: bar.advance(task)
+
+
+def duration(seconds: float) -> str:
+    """4.3 s, 12 s, 2m20s or 3h05m."""
+    if round(seconds) < 60:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}m{rest:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
 
 
 def print_table(rows: Sequence[Sequence[str]], numbers: Sequence[int]) -> None:

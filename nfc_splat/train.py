@@ -161,7 +161,7 @@ def _record(
 def _introduce_processes(
     config: "TrainConfig", geometry: "SceneGeometry", source: "RunSource | None", group: "Group"
 ) -> None:
-    """Say what several processes do together.
+    """Say what several processes do together, and what changes in a run that had more or fewer of them.
 
     Raises:
         UserError: they are more than a step has work for.
@@ -174,17 +174,24 @@ def _introduce_processes(
         return
     sampling = find_method(config.method).load().Recipe(config.model, geometry).sampling(1)
     whole, views = sampling.kind == "images", len(geometry.cameras)
-    most, what = (views // sampling.images, "images") if whole else (sampling.rays, "rays")
-    if count > most:
-        raise UserError(f"WORLD_SIZE={count}: a step has work for {most} processes with {what}; start at most {most}")
-    if not whole:
-        log.info("shared: %d processes share the rays of a step, which is the same as with one", count)
-        return
     now = count * sampling.images
-    log.info("shared: %d processes draw images of their own: a step sees %d, and learns from their mean", count, now)
-    if count != before:
+    if count > 1:
+        most, what = (views // sampling.images, "images") if whole else (sampling.rays, "rays")
+        if count > most:
+            raise UserError(
+                f"WORLD_SIZE={count}: a step has work for {most} processes with {what}; start at most {most}"
+            )
+        if whole:
+            log.info(
+                "shared: %d processes draw images of their own: a step sees %d, and learns from their mean", count, now
+            )
+        else:
+            log.info("shared: %d processes share the rays of a step, which is the same as with one", count)
+    if whole and count != before:
         log.warning(
-            "until here a step of this run saw %d images: what it learns in a step changes", now * before // count
+            "until here a step of this run saw %d images, from here on %d: what it learns in a step changes",
+            before * sampling.images,
+            now,
         )
 
 

@@ -9,11 +9,13 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from nfc_splat.compare import estimate, work
 from nfc_splat.compare.plan import Case, Command
+from nfc_splat.compare.records import read_record, record_path, write_record
 from nfc_splat.errors import UserError
 from nfc_splat.files import write_json
 from nfc_splat.training.signals import Signals
@@ -218,6 +220,15 @@ pathlib.Path(sys.argv[2]).write_text(str(int(signals.stop)))
     assert (tmp_path / "product").read_text() == "1"
 
 
+@pytest.mark.parametrize("jobs", ["4", None, 2.5, True, [1]])
+def test_a_record_whose_jobs_are_no_number_is_written_anew(tmp_path, jobs):
+    case = leaving(tmp_path, "a")
+    write_json(record_path(case), {"jobs": jobs, "surface": None})
+    assert read_record(case) == {}
+    write_record(case, 2)
+    assert read_record(case)["jobs"] == 2
+
+
 def test_the_time_left_is_that_of_the_same_method(tmp_path):
     fast, slow, new = (leaving(tmp_path, name, method=name) for name in ("fast", "slow", "new"))
     pace = work.Pace(jobs=2)
@@ -227,11 +238,6 @@ def test_the_time_left_is_that_of_the_same_method(tmp_path):
     pace.add(slow, 100)
     assert pace.left([fast, slow]) == (15 + 100) / 2
     assert pace.left([new]) == pytest.approx((130 / 3) / 2)
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(5.4, "0m05s"), (125, "2m05s"), (3600, "1h00m"), (7380, "2h03m")])
-def test_durations_are_read_at_a_glance(seconds, text):
-    assert work.duration(seconds) == text
 
 
 def training(folder, name, *flags):
@@ -297,6 +303,41 @@ def test_a_cluster_without_ray_is_an_error_that_says_what_to_install(tmp_path, m
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match="pip install ray"):
         do_on_cluster([], 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        (
+            "there:6379",
+            r"RAY_ADDRESS=there:6379: Ray cannot be reached \(nobody there\); start it there, or unset",
+        ),
+        (None, r"Ray does not start on this machine \(nobody there\); leave --cluster out"),
+    ],
+)
+def test_a_cluster_that_cannot_be_reached_is_an_error_of_one_line(tmp_path, monkeypatch, address, said):
+    from nfc_splat.compare.cluster import do_on_cluster
+
+    def init(**_):
+        raise ConnectionError("nobody there\nand more")
+
+    errors = SimpleNamespace(RayError=type("RayError", (Exception,), {}))
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init, exceptions=errors))
+    monkeypatch.setenv("RAY_ADDRESS", address or "")
+    case = leaving(tmp_path, "a")
+    with pytest.raises(UserError, match=said) as refused:
+        do_on_cluster([case], 1, 1)
+    assert "\n" not in str(refused.value)
+    assert not record_path(case).exists()
+
+
+def test_a_folder_that_a_machine_of_the_cluster_lacks_is_named(tmp_path, monkeypatch):
+    from nfc_splat.compare import cluster
+
+    monkeypatch.chdir(tmp_path)
+    failure, seconds, node = cluster._run(leaving(tmp_path, "a"), 1, str(tmp_path / "absent"))
+    assert failure.startswith(f"{tmp_path / 'absent'}: No such file or directory on {node}; ")
+    assert seconds == 0
 
 
 @pytest.mark.slow

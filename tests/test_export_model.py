@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+import shutil
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from nfc_splat.errors import UserError
 from nfc_splat.eval import speed
 from nfc_splat.eval.__main__ import main as evaluate
 from nfc_splat.export.__main__ import main as export
+from nfc_splat.fields import find_method
 from nfc_splat.train import train
 from nfc_splat.training.config import default_config, resolve
 from nfc_splat.training.model_file import METADATA
@@ -72,6 +75,16 @@ def test_the_file_holds_the_model_alone_and_no_path(folder):
     # What the reader's machine allows is not the file's to decide.
     assert record["config"]["data"]["allow_missing"] is False
     assert record["config"]["data"]["background"] == "black"
+
+
+def test_a_model_without_primitives_is_timed_too(folder, tmp_path, capsys):
+    record = tmp_path / "drawing.json"
+    assert (
+        speed.main(["--render", str(folder / "dnerf"), "--steps", "2", "--threads", "1", "--record", str(record)]) == 0
+    )
+    head = capsys.readouterr().out.splitlines()[0]
+    assert re.fullmatch(r"disc, dnerf: step 4, 2 test views of 24x24 drawn 1 times each, cpu, 1 threads", head)
+    assert json.loads(record.read_text())["primitives"] is None
 
 
 def test_the_commands_take_the_file_in_place_of_the_run(folder, tmp_path, capsys):
@@ -142,6 +155,42 @@ def test_a_hash_grid_that_is_too_small_is_refused(folder, tmp_path):
     path = changed(folder, tmp_path / "bad.safetensors", "dnerf", tensors={"canonical.table": torch.zeros(8, 2)})
     with pytest.raises(UserError, match="not a model of dnerf: "):
         load_named(path, "cpu", folder / "disc")
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "value"),
+    [("dnerf", "deformation_width", 200_000), ("dnerf", "width", 2**40), ("dnerf", "grid", 1000)],
+)
+def test_a_small_file_cannot_ask_for_much_memory(folder, tmp_path, name, setting, value):
+    path = changed(folder, tmp_path / "bad.safetensors", name, **{f"config__model__{setting}": value})
+    with pytest.raises(UserError, match="the configuration asks for a model much larger") as said:
+        load_named(path, "cpu", folder / "disc")
+    assert str(said.value).startswith(f"{path}: ")
+    run = shutil.copytree(folder / name, tmp_path / "run")
+    record = json.loads((run / "config.json").read_text())
+    record["train"]["model"][setting] = value
+    (run / "config.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="the configuration asks for a model much larger") as said:
+        load_named(run, "cpu")
+    assert str(said.value).startswith(f"{run / 'checkpoints/step_00000004.safetensors'}: ")
+
+
+@pytest.mark.parametrize(
+    ("method", "setting"),
+    [
+        ("nerf", "depth"),
+        ("nerf", "coarse_samples"),
+        ("nerf", "fine_samples"),
+        ("neus", "color_depth"),
+        ("neus", "background_samples"),
+        ("neus", "march_steps"),
+        ("ngp", "color_layers"),
+        ("dnerf", "deformation_depth"),
+    ],
+)
+def test_layers_and_samples_of_a_ray_are_bounded(method, setting):
+    with pytest.raises(UserError, match=f"--{setting.replace('_', '-')} 1000000000: expected"):
+        find_method(method).load().preset("paper", **{setting: 10**9})
 
 
 def test_other_refusals(folder, tmp_path):

@@ -24,7 +24,7 @@ from nfc_splat.report.folder import read_runs
 from nfc_splat.report.page import Plot, Table, write_report
 from nfc_splat.report.pictures import Detail, encoded
 from nfc_splat.report.settings import command_line, differences
-from nfc_splat.report.summary import duration, summarize
+from nfc_splat.report.summary import summarize
 from nfc_splat.report.surface import surfaces
 from nfc_splat.report.views import MAX_PICTURES, view_groups
 
@@ -459,13 +459,3 @@ def test_names_without_characters_are_written_escaped(made, tmp_path):
     folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/run\xff"))
     shutil.copytree(made / "plain", folder)
     assert "run\\udcff" in report(tmp_path, folder).text
-
-
-def test_durations():
-    assert [duration(seconds) for seconds in (4.26, 59, 60, 83.4, 11_100)] == [
-        "4.3 s",
-        "59 s",
-        "1m00s",
-        "1m23s",
-        "3h05m",
-    ]

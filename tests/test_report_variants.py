@@ -102,7 +102,17 @@ def test_numbers_too_large_to_be_averaged_are_none(sweep):
         path = run / "eval" / "summary.json"
         path.write_text(path.read_text().replace(f'"psnr": {read_json(path)["psnr"]}', f'"psnr": {psnr}'))
     cell = table(sweep)[0].rows[0].cells["psnr"]
-    assert (cell.text, cell.spread) == ("21.00", "")
+    assert (cell.text, cell.spread) == ("-", "")
+
+
+def test_a_mean_is_of_all_runs_or_not_shown(sweep):
+    for run in sweep[1:]:
+        edit(run / "eval" / "summary.json", lpips=0.25)
+    first, second, _ = table(sweep)[0].rows
+    assert (first.cells["lpips"].text, first.cells["runs"].text) == ("-", "3")
+    assert (first.cells["lpips"].value, first.cells["lpips"].best) == (None, False)
+    assert first.cells["psnr"].text == "21.00"
+    assert second.cells["lpips"].text == "0.2500"
 
 
 def test_settings_and_surfaces_of_variants(sweep):

@@ -4,7 +4,9 @@ import io
 import re
 import sys
 
-from nfc_splat.terminal import print_table, progress
+import pytest
+
+from nfc_splat.terminal import duration, print_table, progress
 
 ROWS = [["metric", "mean", "view"], ["PSNR", "31.52", "test/[bold]r_0.png"], ["SSIM", "0.9512", "r_1"]]
 
@@ -33,6 +35,14 @@ def test_a_table_in_a_terminal_keeps_every_cell_as_it_is(monkeypatch):
     assert "test/[bold]r_0.png" in shown
     assert "31.52" in shown
     assert all(len(line) <= 80 for line in shown.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(4.26, "4.3 s"), (59.4, "59 s"), (59.7, "1m00s"), (83.4, "1m23s"), (3599.9, "1h00m"), (11_100, "3h05m")],
+)
+def test_durations_are_read_at_a_glance(seconds, text):
+    assert duration(seconds) == text
 
 
 def test_progress_is_silent_when_piped(capsys):

@@ -9,26 +9,31 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import dvgo_toys
 import ngp_scenes
 import pytest
 import torch
 import training_toy
+from eval_toys import cameras
 from interrupted_runs import newest
 from test_fields_neus import SMALL
 from test_training_rays import WHITE, Views
 
 from nfc_splat.errors import UserError
 from nfc_splat.fields.gaussians import Recipe as GaussianRecipe
-from nfc_splat.fields.recipe import Sampling
+from nfc_splat.fields.recipe import Sampling, SceneGeometry
 from nfc_splat.losses import mse
-from nfc_splat.rendering.sharing import WHOLE, part_of_sum, rand, randn, sharing, total
+from nfc_splat.rendering.sharing import WHOLE, ProcessLost, part_of_sum, rand, randn, sharing, total
 from nfc_splat.train import main
 from nfc_splat.training import processes
 from nfc_splat.training.batches import Batches
+from nfc_splat.training.config import default_config
 from nfc_splat.training.processes import ALONE, Apart, FailedElsewhere, Group, joined
+from nfc_splat.training.run import RunSource
 from nfc_splat.training.sampling import Sampler
+from nfc_splat.training.saving import Saver
 from nfc_splat.training.signals import Signals
 
 pytestmark = pytest.mark.slow
@@ -338,6 +343,50 @@ def test_more_processes_than_a_step_has_work_for_are_refused(folder, tmp_path, m
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("method", "size", "before", "said"),
+    [
+        ("nerf", 1, 2, []),
+        ("nerf", 2, 1, ["shared: 2 processes share the rays"]),
+        ("3dgs", 1, 2, ["until here a step of this run saw 2 images, from here on 1: "]),
+        ("3dgs", 2, 1, ["shared: 2 processes draw images of their own", "saw 1 images, from here on 2: "]),
+        ("3dgs", 2, 2, ["shared: 2 processes draw images of their own"]),
+    ],
+)
+def test_what_is_said_of_a_run_that_had_other_processes(tmp_path, monkeypatch, caplog, method, size, before, said):
+    from nfc_splat.train import _introduce_processes
+
+    config = default_config(tmp_path, method=method, preset="quick", device="cpu")
+    geometry = SceneGeometry(cameras(5), None, None)
+    monkeypatch.setattr("nfc_splat.training.run.processes_of", lambda folder: before)
+    with caplog.at_level("INFO", logger="nfc_splat.train"):
+        _introduce_processes(config, geometry, RunSource(tmp_path, None), Group(0, size, 0, size))
+    assert len(caplog.messages) == len(said)
+    for message, part in zip(caplog.messages, said, strict=True):
+        assert part in message
+
+
+def test_training_does_not_go_on_without_a_process_that_has_ended(tmp_path, monkeypatch, caplog):
+    def broken(*_, **__):
+        raise RuntimeError("connection closed by peer")
+
+    monkeypatch.setattr("torch.distributed.all_reduce", broken)
+    with pytest.raises(ProcessLost, match="another process has ended"):
+        Group(0, 2).most(1)
+    saver = Saver(None, None, None, "", -1, Group(0, 2))
+    state = SimpleNamespace(step=7)
+    monkeypatch.setattr(saver, "save", lambda _: Group(0, 2).most(0))
+    with pytest.raises(ProcessLost):
+        saver.after_step(state, due=True)
+
+    def full(_):
+        raise UserError("disk full")
+
+    monkeypatch.setattr(saver, "save", full)
+    saver.after_step(state, due=True)
+    assert caplog.messages == ["training goes on without a checkpoint at step 7: disk full"]
+
+
 def test_a_failure_is_told_by_one_and_ends_all():
     class Failing(Group):
         """Beside a second process that fails with exit code 3."""
@@ -368,6 +417,8 @@ def test_tensors_are_compared_by_their_bits():
     Other(0, 2).require_same({"a": torch.tensor([1.0, 0.0])}, 4)
     with pytest.raises(Apart, match="step 4"):
         Other(0, 2).require_same({"a": torch.tensor([1.0, 1e-30])}, 4)
+    with pytest.raises(Apart):
+        Other(0, 2).require_same({"a": torch.tensor([0.0, 1.0])}, 4)
     with pytest.raises(Apart):
         Other(0, 2).require_same({"a": torch.tensor([1.0])}, 4)
 

@@ -3,14 +3,18 @@
 Scene and output folders must be the same on every machine, as on a shared disk.
 """
 
+import os
+import platform
 import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from nfc_splat.compare.plan import Case
-from nfc_splat.compare.work import PATIENCE, CaseFailed, duration, prepare, run_case
+from nfc_splat.compare.work import PATIENCE, CaseFailed, prepare, run_case
 from nfc_splat.errors import UserError
+from nfc_splat.terminal import duration
 from nfc_splat.training.signals import Signals
 
 
@@ -19,16 +23,16 @@ def do_on_cluster(runs: Sequence[Case], jobs: int, threads: int) -> tuple[dict[s
     where the cluster has any.
 
     Raises:
-        UserError: Ray is not installed.
+        UserError: Ray is not installed, or cannot be reached or started.
     """
     try:
         import ray
     except ImportError:
         raise UserError("--cluster needs Ray; install it on every machine: pip install ray") from None
-    waiting = prepare(runs, jobs)
-    ray.init(log_to_driver=False, logging_level="error")
+    _connect(ray)
     failures: dict[str, str] = {}
     try:
+        waiting = prepare(runs, jobs)
         gpus = 1 if ray.cluster_resources().get("GPU") else 0
         remote = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=0)(_run)
         tasks = {remote.remote(case, threads, str(Path.cwd())): case for case in waiting}
@@ -50,13 +54,31 @@ def do_on_cluster(runs: Sequence[Case], jobs: int, threads: int) -> tuple[dict[s
     return failures, 0
 
 
+def _connect(ray: Any) -> None:
+    """Join the cluster, or start one on this machine; a `UserError` where that fails."""
+    try:
+        ray.init(log_to_driver=False, logging_level="error")
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        address = os.environ.get("RAY_ADDRESS")
+        if address:
+            what, remedy = f"RAY_ADDRESS={address}: Ray cannot be reached", "start it there, or unset RAY_ADDRESS"
+        else:
+            what, remedy = "Ray does not start on this machine", "leave --cluster out"
+        raise UserError(f"{what} ({_first_line(error)}); {remedy}") from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def _run(case: Case, threads: int, folder: str) -> tuple[str | None, float, str]:
     """On a machine of the cluster: why the case failed or None, the seconds it took, and where."""
-    import os
-    import platform
-    import time
-
-    os.chdir(folder)
+    node = platform.node()
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        return f"{folder}: {error.strerror} on {node}; folders must be the same on every machine", 0.0, node
     started = time.monotonic()
     process: Any = None
     failure = None
@@ -70,7 +92,7 @@ def _run(case: Case, threads: int, folder: str) -> tuple[str | None, float, str]
             process.terminate()  # it saves
             process.wait()
         raise
-    return failure, time.monotonic() - started, platform.node()
+    return failure, time.monotonic() - started, node
 
 
 def _wait(process: "subprocess.Popen[bytes]") -> None:
@@ -90,8 +112,7 @@ def _outcome(task: Any) -> tuple[str | None, float, str]:
     try:
         return ray.get(task)
     except ray.exceptions.RayError as error:
-        lines = str(error).strip().splitlines()
-        return f"lost by the cluster: {lines[0] if lines else type(error).__name__}", 0.0, "the cluster"
+        return f"lost by the cluster: {_first_line(error)}", 0.0, "the cluster"
 
 
 def _close(

@@ -13,9 +13,10 @@ from pathlib import Path
 
 from nfc_splat.compare.checks import asked_config
 from nfc_splat.compare.plan import Case, flag_of
-from nfc_splat.compare.work import duration, ending_with_us, with_threads
+from nfc_splat.compare.work import ending_with_us, with_threads
 from nfc_splat.errors import UserError
 from nfc_splat.files import read_json, write_json
+from nfc_splat.terminal import duration
 
 PART = 40
 FEWEST_STEPS = 20
@@ -27,8 +28,9 @@ FREE |= {"--loss-weight", "--photometric-weight", "--adam-eps"}
 def describe_time(runs: Sequence[Case], out: Path, jobs: int, threads: int | None) -> list[str]:
     """What the runs that are left should take: a line for each kind of training, and one for all.
 
-    Runs of a kind have a scene and the flags that time depends on in common. Finished ones tell it; where there are
-    none, the first of a kind is tried for a moment. Extracting and measuring surfaces is not counted.
+    Runs of a kind have a scene and the flags that time depends on in common. Finished ones tell how long the training
+    itself takes. Where there are none, the first of a kind is tried for a moment, and what it takes to start and to
+    evaluate is counted too. Extracting and measuring surfaces is not counted.
 
     Args:
         runs: a case for each run.

@@ -28,7 +28,7 @@ def read_record(case: Case) -> dict[str, Any]:
         found = read_json(record_path(case))
     except UserError:  # nothing that was measured is in it
         return {}
-    return found if isinstance(found, dict) else {}
+    return found if isinstance(found, dict) and type(found.get("jobs", 0)) is int else {}
 
 
 def write_record(case: Case, jobs: int) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from nfc_splat.compare.plan import Case, flag_of
 from nfc_splat.compare.records import forget_other_surface, log_path, write_record
+from nfc_splat.terminal import duration
 from nfc_splat.training.signals import Signals
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
@@ -177,12 +178,6 @@ def _close(running: _Running, failures: dict[str, str], pace: Pace, left: Sequen
     if left:
         words += f"; {len(left)} more" + ("" if remaining is None else f", about {duration(remaining)}")
     print(words, flush=True)
-
-
-def duration(seconds: float) -> str:
-    """Hours, minutes and seconds, as 1h02m or 2m05s."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m{rest:02d}s"
 
 
 def _last_words(log: Path, code: int) -> str:

@@ -44,6 +44,7 @@ class SceneModel(nn.Module, abc.ABC):
 
     `request` says how the trainer asks: "image" for rasterised models (whole images), "rays" for marched ones.
     A model is rebuilt from its configuration and its checkpoint's tensors alone (`from_tensors`), whatever it grew to.
+    That may make twice as many numbers as the tensors have, and some millions, but not more: files are not trusted.
 
     Attributes:
         encoding: the `nfc_splat.losses.TargetEncoding` of its colour head, where it has one.

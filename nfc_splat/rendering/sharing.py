@@ -23,6 +23,10 @@ from torch import Tensor
 from nfc_splat.errors import UserError
 
 
+class ProcessLost(UserError):
+    """Another process has ended or does not answer: nothing can be done together any more."""
+
+
 @dataclass(frozen=True)
 class Share:
     """The rows `first` to `stop` (not included) of a batch's R `rows`.
@@ -118,7 +122,7 @@ def add_up(tensor: Tensor) -> Tensor:
     """The sum of the processes' `tensor`, in its place, the same bits everywhere. Every process must ask.
 
     Raises:
-        UserError: another process has ended.
+        ProcessLost: another process has ended.
     """
     return tensor if _current.processes == 1 else reduced(tensor, "sum")
 
@@ -127,7 +131,7 @@ def reduced(tensor: Tensor, how: str) -> Tensor:
     """The processes' `tensor`, contiguous and without a gradient, combined in its place: "sum", "max" or "min".
 
     Raises:
-        UserError: another process has ended.
+        ProcessLost: another process has ended.
     """
     from torch import distributed
 
@@ -135,5 +139,7 @@ def reduced(tensor: Tensor, how: str) -> Tensor:
     try:
         distributed.all_reduce(tensor, op=operation[how])
     except RuntimeError as error:
-        raise UserError(f"another process has ended or does not answer ({error}); its own message says why") from error
+        raise ProcessLost(
+            f"another process has ended or does not answer ({error}); its own message says why"
+        ) from error
     return tensor

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nfc_splat.report.folder import Run, at, leading, number
+from nfc_splat.terminal import duration
 
 COLUMNS = {
     "psnr": "PSNR",
@@ -208,14 +209,6 @@ def _steps(run: Run) -> str:
     if done is None:
         return "-"
     return f"{done:,.0f}" if planned in (None, done) else f"{done:,.0f} of {planned:,.0f}"
-
-
-def duration(seconds: float) -> str:
-    """12 s, 2m20s or 3h05m."""
-    if seconds < 60:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}m{rest:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
 
 
 FORMATS = {

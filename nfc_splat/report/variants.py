@@ -110,10 +110,12 @@ def _row(index: int, variant: Variant, members: Sequence[Row]) -> Row:
 
 
 def _cell(key: str, cells: Sequence[Cell]) -> Cell:
-    """The mean of the cells with its spread; words and seeds are listed, each once."""
+    """The mean of the cells with its spread where all have a value; words and seeds are listed, each once."""
     values = [cell.value for cell in cells if cell.value is not None]
     if key not in FORMATS or not values:
         return Cell(", ".join(dict.fromkeys(cell.text for cell in cells)))
+    if len(values) < len(cells):
+        return Cell("-")
     if len({cell.text for cell in cells}) == 1 and key not in SPREADS:
         return cells[0]
     mean = statistics.fmean(values)

@@ -13,6 +13,7 @@ from nfc_splat.files import atomic_path
 from nfc_splat.rendering import SceneModel
 from nfc_splat.training.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint
 from nfc_splat.training.config import TrainConfig
+from nfc_splat.training.rebuilding import rebuilt_from
 from nfc_splat.training.run import RunSource, find_run, read_config
 
 
@@ -34,18 +35,18 @@ def load_run(folder: Path | str, device: str = "cpu", *, scene: Path | None = No
         scene: where the scene is now, if its folder was moved.
 
     Raises:
-        UserError: not a run, no checkpoint that can be believed, or a scene that is not the one trained on.
+        UserError: not a run, no checkpoint that can be believed, one that holds far less than the configuration asks
+            for, or a scene that is not the one trained on.
     """
     source = find_run(Path(folder))
     config = read_config(source.folder)
     checkpoint = checkpoint_of(source)
-    module = find_method(config.method).load()
     loaded = load_training_scene(with_kept_points(config, source), scene)
     if scene_hash(loaded) != checkpoint.header.scene_hash:
         raise UserError(
             f"{loaded.root}: its cameras, image names or points are not those that {source.folder} was trained on"
         )
-    model = module.Model.from_tensors(config.model, checkpoint.section("model")).to(device).eval()
+    model = rebuilt_from(checkpoint, config).to(device).eval()
     return LoadedRun(config, loaded, model, checkpoint.header.step)
 
 

@@ -25,10 +25,14 @@ from nfc_splat.rendering import SceneModel
 from nfc_splat.training.checkpoint import save_tensors
 from nfc_splat.training.config import FREE_DATA, TrainConfig, config_from_plain, resolve
 from nfc_splat.training.plain import to_plain
+from nfc_splat.training.rebuilding import rebuilt
 
 SCHEMA = 1
 METADATA = "nfc_splat.model"
 PROBE = 4  # pixels along a side of the picture that a model must be able to draw
+
+# What methods, torch and Python raise of tensors and sizes that do not fit.
+UNFIT = (KeyError, ValueError, TypeError, RuntimeError, IndexError, AttributeError, OverflowError)
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,8 @@ def rebuild(file: ModelFile, scene: Scene) -> SceneModel:
     """The model of a file, in eval mode, once it has drawn a tiny picture of `scene`.
 
     Raises:
-        UserError: its tensors are not those of its method, or do not fit each other; or it moves and `scene` does not.
+        UserError: its tensors are not those of its method, do not fit each other, or are far fewer than its
+            configuration asks for; or it moves and `scene` does not.
     """
     config = file.config
     method = find_method(config.method)
@@ -105,7 +110,7 @@ def rebuild(file: ModelFile, scene: Scene) -> SceneModel:
     if method.dynamic and camera.times is None:
         raise UserError(f"{file.path}: {config.method} moves, but the frames of {scene.root} have no times")
     with _one_line(file.path, config.method):
-        model = method.load().Model.from_tensors(config.model, file.tensors).to(config.device).eval()
+        model = rebuilt(config, file.tensors).to(config.device).eval()
         _compare(model.state_dict(), file.tensors)
         with torch.no_grad():
             model.render(camera, background=scene.background.to(config.device))
@@ -128,7 +133,7 @@ def _one_line(path: Path, method: str) -> Iterator[None]:
     take sizes from tensors and leave it to torch and to the kernels to refuse those that contradict each other."""
     try:
         yield
-    except (KeyError, ValueError, TypeError, RuntimeError, IndexError, AttributeError) as error:
+    except (*UNFIT, UserError) as error:
         said = f"the tensor {error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
         said = " ".join(said.split())
         said = said if len(said) <= 200 else f"{said[:197]}..."

@@ -134,7 +134,7 @@ class Group:
         """
         if self.size == 1:
             return
-        sums = [(name, tuple(tensor.shape), _byte_sum(tensor)) for name, tensor in sorted(tensors.items())]
+        sums = [(name, tuple(tensor.shape), _checksum(tensor)) for name, tensor in sorted(tensors.items())]
         fingerprint = zlib.crc32(repr(sums).encode())
         low, high = self.most(-fingerprint, fingerprint)
         if -low != high:
@@ -222,5 +222,6 @@ def _number(name: str, text: str) -> int:
     return int(text)
 
 
-def _byte_sum(tensor: Tensor) -> int:
-    return int(tensor.detach().contiguous().view(-1).view(torch.uint8).sum(dtype=torch.int64))
+def _checksum(tensor: Tensor) -> int:
+    """CRC-32 of a tensor's bytes."""
+    return zlib.crc32(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())

@@ -5,6 +5,7 @@ import time
 
 from nfc_splat.errors import UserError
 from nfc_splat.fields.recipe import SceneGeometry
+from nfc_splat.rendering.sharing import ProcessLost
 from nfc_splat.training.checkpoint import newest_checkpoint, write_checkpoint
 from nfc_splat.training.config import TrainConfig
 from nfc_splat.training.processes import ALONE, Apart, Group
@@ -70,7 +71,7 @@ class Saver:
         if due:
             try:
                 self.save(state)
-            except Apart:
+            except (Apart, ProcessLost):
                 raise
             except UserError as error:
                 self._saved_time = time.monotonic()

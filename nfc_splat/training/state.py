@@ -14,6 +14,7 @@ from nfc_splat.rendering import SceneModel
 from nfc_splat.training.checkpoint import SCHEMA, Checkpoint, Header, differences, join_tensors, split_tensors
 from nfc_splat.training.config import TrainConfig, config_from_plain, config_hash, matching
 from nfc_splat.training.plain import to_plain
+from nfc_splat.training.rebuilding import rebuilt_from
 from nfc_splat.training.sampling import Sampler
 
 log = logging.getLogger(__name__)
@@ -79,8 +80,7 @@ def restored_state(
             header.threads,
             config.threads,
         )
-    module = find_method(config.method).load()
-    model = module.Model.from_tensors(config.model, checkpoint.section("model")).to(config.device)
+    model = rebuilt_from(checkpoint, config).to(config.device)
     state = _assemble(config, geometry, model)
     for name, tree in join_tensors(header.optimizers, checkpoint.tensors).items():
         state.optimizers[name].load_state_dict(tree)
