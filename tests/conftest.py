@@ -12,6 +12,7 @@ from data_scenes import Known
 from nfc_splat.rendering.kernels.threads import set_threads
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+COMPILING = ("test_rasterize", "test_rendering", "test_fields_hexplane", "test_fields_mlp", "test_fields_ngp")
 WORKER = "PYTEST_XDIST_WORKER" in os.environ
 
 
@@ -47,10 +48,11 @@ def known() -> Known:
 
 
 def pytest_collection_modifyitems(items):
-    """Files of slow tests come first, so that no worker is left alone with one at the end. Tests marked `gpu` say why
-    they do not run on this machine."""
+    """Files that compile kernels come first, for the processes of later tests not to compile them all again; then those
+    of slow tests, so that no worker is left alone with one at the end. Tests marked `gpu` say why they do not run on
+    this machine."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: -slow[item.path])
+    items.sort(key=lambda item: (not item.path.name.startswith(COMPILING), -slow[item.path]))
     if torch.cuda.is_available():
         return
     for item in items:

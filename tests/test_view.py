@@ -1,6 +1,7 @@
 """The viewer's parts: frames and poses, splats for the browser, pictures, addresses, shapes."""
 
 import math
+import signal
 import socket
 from dataclasses import replace
 
@@ -402,7 +403,8 @@ def test_another_tools_gaussians_are_shown_under_their_name(scene, tmp_path, mon
 
     def look(viewer, model):
         seen.append((viewer._status.value, len(model.means), viewer._mode.options))
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)
+        return True
 
     monkeypatch.setattr(Viewer, "work", look)
     assert main([str(tmp_path / "other.ply"), "--scene", str(scene.root), "--device", "cpu"]) == 0

@@ -62,6 +62,8 @@ MODELS = {
 def test_a_watched_training_learns_the_same_bits(tmp_path, monkeypatch, capsys, ball, method, mode):
     scene = write_moving_scene(tmp_path / "disc") if method == "4dgs" else ball
     visitor = spying(mode, monkeypatch)
+    monkeypatch.setattr(watching, "SHARE", 0.99)  # so that it draws between any two steps
+    monkeypatch.setattr(watching, "REFRESH_SECONDS", 0.0)
     config = default_config(scene, method=method, preset="quick", device="cpu")
     config = replace(config, model=replace(config.model, **MODELS[method]), threads=1, quiet=True)
     tensors = []
