@@ -45,8 +45,7 @@ def train(config: "TrainConfig", group: "Group | None" = None) -> int:
 
     Args:
         config: resolved (`nfc_splat.training.config.resolve`).
-        group: the processes that train together; the first one alone prints, writes, evaluates and exports. None for
-            this one alone.
+        group: the processes that train together, None for this one; the first alone prints, writes and evaluates.
 
     Returns:
         0; 129, 130 or 143 when a signal stopped it, after saving.
@@ -75,14 +74,10 @@ def train(config: "TrainConfig", group: "Group | None" = None) -> int:
     with group.together():
         group.use(config.device)
         source = find_run(Path(config.resume)) if config.resume else None
-        scene = load.load_training_scene(load.with_kept_points(config, source))
-        _introduce(config, scene)
-        _check_motion(config.method, scene.splits["train"])
-        _check_measuring(config, scene)
-        fingerprint = load.scene_hash(scene)
-        views = scene.splits["train"]
+        scene = _checked_scene(config, source)
         geometry = scene_geometry(scene, config.device)
         _introduce_processes(config, geometry, source, group)
+    fingerprint = load.scene_hash(scene)
     with ExitStack() as stack:
         with group.together():
             watchers = stack.enter_context(watching(config, scene)) if group.first else []
@@ -91,7 +86,7 @@ def train(config: "TrainConfig", group: "Group | None" = None) -> int:
         saved_step = _record(config, load.describe_scene(scene, fingerprint, config.data), state.step, source, group)
         run.start_metrics(state.step)
         saver = Saver(config, run, geometry, fingerprint, saved_step, group)
-        batches = Batches(views, scene.background, config.device, group)
+        batches = Batches(scene.splits["train"], scene.background, config.device, group)
         observers = [*_observers(config, scene, run), *watchers] if group.first else []
         trainer = Trainer(config, batches, state, saver, run, observers, group)
         try:
@@ -117,6 +112,17 @@ def scene_geometry(scene: "Scene", device: str) -> "SceneGeometry":
     cameras = scene.splits["train"].cameras.to(device)
     stated = {"near_far": scene.near_far, "bounds": bounds, "sphere": sphere}
     return SceneGeometry(cameras, points, colors, has_alpha=scene.has_alpha, cut_out=scene.cut_out, **stated)
+
+
+def _checked_scene(config: "TrainConfig", source: "RunSource | None") -> "Scene":
+    """The scene, after saying what will be done with it; a `UserError` where that makes no sense."""
+    from nfc_splat.training.load import load_training_scene, with_kept_points
+
+    scene = load_training_scene(with_kept_points(config, source))
+    _introduce(config, scene)
+    _check_motion(config.method, scene.splits["train"])
+    _check_measuring(config, scene)
+    return scene
 
 
 def _begin(
