@@ -252,7 +252,7 @@ def test_the_estimate_takes_what_is_finished_and_tries_what_is_not(tmp_path, mon
     tried = []
     monkeypatch.setattr(estimate, "_tried", lambda case, *_: tried.append((case.name, *_)) or 60.0)
     lines = estimate.describe_time([done, left, *others], tmp_path, 1, None)
-    assert lines[0] == "a, dvgo, regression: 1 runs left, about 2m00s each"
+    assert lines[0] == "a, dvgo, regression: 1 run left, about 2m00s each"
     assert lines[1] == "a, dvgo, regression: 2 runs left, about 1m00s each"
     assert lines[2] == "in all about 4m00s, 1 at a time"
     assert tried == [("other-1", tmp_path, None)]  # the weight changes nothing
@@ -262,7 +262,7 @@ def test_the_estimate_takes_what_is_finished_and_tries_what_is_not(tmp_path, mon
 
     monkeypatch.setattr(estimate, "_tried", refuse)
     lines = estimate.describe_time([done, left, *others], tmp_path, 1, None)
-    assert lines[1:] == ["a, dvgo, regression: 2 runs left; how long they take is unknown: no such scene",
+    assert lines[1:] == ["a, dvgo, regression: 2 runs left; how long it takes is unknown: no such scene",
                          "in all about 2m00s and what is unknown, 1 at a time"]  # fmt: skip
 
 
@@ -295,6 +295,34 @@ def test_a_short_training_tells_the_time_once(tmp_path, monkeypatch):
     (tmp_path / "trials/a.json").write_text("")
     with pytest.raises(pytest.fail.Exception, match="tried again"):
         estimate._tried(case, tmp_path, 1)
+
+
+@pytest.mark.parametrize(("kernels", "expected"), [([3, 3], 900 - 9 + 9 * 40), ([0, 3], 30 - 9 + 9 * 40)])
+def test_time_to_compile_is_not_taken_for_time_to_train(tmp_path, monkeypatch, kernels, expected):
+    """What had to be compiled first is timed again: it would count forty times."""
+    case = case_of(tmp_path, "a", (("nfc_splat.train", "scene", "--method", "dvgo"), tmp_path / "run"), method="dvgo")
+    write_json(tmp_path / "trials/a/eval/summary.json", {"train_seconds": 9.0})
+    taken = iter([900.0, 30.0])
+    monkeypatch.setattr(estimate, "asked_config", lambda _: SimpleNamespace(steps=4000))
+    monkeypatch.setattr(estimate, "_timed", lambda _: next(taken))
+    monkeypatch.setattr(estimate, "_kernels_compiled", lambda: kernels.pop(0))
+    assert estimate._tried(case, tmp_path, 1) == expected
+
+
+def test_kernels_that_were_compiled_are_counted(tmp_path, monkeypatch):
+    from nfc_splat.rendering.kernels import numba_tools
+
+    monkeypatch.setattr(numba_tools.numba.config, "CACHE_DIR", str(tmp_path))
+    numba_tools.cache_folder.cache_clear()
+    try:
+        assert estimate._kernels_compiled() == 0
+        kept = numba_tools.cache_folder("tiles_cpu") / "of_a_file"
+        kept.mkdir()
+        (kept / "a_kernel.1.nbc").touch()
+        (kept / "a_kernel.nbi").touch()
+        assert estimate._kernels_compiled() == 1
+    finally:
+        numba_tools.cache_folder.cache_clear()
 
 
 def test_a_cluster_without_ray_is_an_error_that_says_what_to_install(tmp_path, monkeypatch):
