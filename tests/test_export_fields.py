@@ -13,7 +13,7 @@ from nfc_splat.training.load import load_run
 
 SMALL = {
     "dvgo": ("--steps", "150", "--bounded", "yes", "--coarse-steps", "0", "--voxels", "30000"),
-    "ngp": ("--steps", "150", "--space", "box", "--log2-table-size", "12"),
+    "ngp": ("--steps", "150", "--space", "box", "--log2-table-size", "12", "--max-rays", "1024"),
 }
 
 

@@ -20,7 +20,7 @@ from nfc_splat.fields.neus import Recipe
 from nfc_splat.fields.neus_config import preset
 from nfc_splat.fields.neus_region import Region, choose_region
 from nfc_splat.fields.sdf_network import HashFeatures, SDFNetwork
-from nfc_splat.fields.shape_from_density import LATTICE, density_model, find_matter, fit
+from nfc_splat.fields.shape_from_density import FIT_STEPS, LATTICE, density_model, find_matter, fit
 from nfc_splat.rendering.hash_encoding import HashLevels
 from nfc_splat.rendering.level_set import LevelSet
 from nfc_splat.train import train
@@ -102,8 +102,9 @@ def test_one_camera_is_enough_where_there_is_no_other():
     assert matter[(beside < 0.2) & (along < 0.5)].all()
 
 
-def test_distances_are_fitted_to_matter():
+def test_distances_are_fitted_to_matter(monkeypatch):
     """A bowl: half a shell."""
+    monkeypatch.setattr(shape_from_density, "FIT_STEPS", FIT_STEPS)
     levels = HashLevels.between(6, 2, 14, 8, 64)
     network = SDFNetwork(HashFeatures(levels, levels.table()), width=32, depth=1, features=0, skip=None, bias=0.6)
     points = middles()
@@ -123,7 +124,7 @@ def test_distances_are_fitted_to_matter():
 
 
 DENSITY_CONFIG = shape_from_density.density_config
-STAGE = SMALL | {"steps": 230, "shape_steps": 200, "depth": 1, "decay_steps": 30, "target_encoding": "auto"}
+STAGE = SMALL | {"steps": 220, "shape_steps": 200, "depth": 1, "decay_steps": 30, "target_encoding": "auto"}
 
 
 def configured(scene, out, **changes):
@@ -134,7 +135,7 @@ def configured(scene, out, **changes):
 
 @pytest.fixture(scope="module", autouse=True)
 def _toy():
-    """Voxels that are trained in seconds."""
+    """Voxels that are trained in seconds, and distances that are fitted to them in a second."""
 
     def density_config(config):
         return toy_config(
@@ -145,6 +146,7 @@ def _toy():
     with pytest.MonkeyPatch.context() as patch:
         for module in (neus, shape_from_density):
             patch.setattr(module, "density_config", density_config)
+        patch.setattr(shape_from_density, "FIT_STEPS", 150)
         yield
 
 
