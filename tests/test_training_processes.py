@@ -45,7 +45,7 @@ STEPS = 100  # of the run that is stopped
 PATIENCE = 300  # seconds until a child that does not answer is given up
 # Sums in another order differ by some 1e-7 of the largest number in them (Gaussians' by 1e-5: they add up more), and a
 # few steps multiply that by a hundred. Where a sample changes its cell or a neuron its side, a hundredth of the numbers
-# may differ by a hundredth of the largest. A term that counts twice, or a neighbour's random numbers, show in all of them.
+# may differ by a hundredth of the largest. A term that counts twice, or a neighbour's random numbers, show in all.
 CLOSE, CLOSE_GAUSSIANS = 1e-4, 1e-3
 
 NERF = {"width": 32, "depth": 3, "coarse_samples": 16, "fine_samples": 16, "bf16": False}
