@@ -36,8 +36,8 @@ def prepare_tanks(
     else:
         start, how = facts.to_gt, f"{facts.name}_trans.txt (the prediction is in the reference cameras' frame)"
     pred, gt = (
-        Surface(np.empty((0, 3)) if surface.is_empty else sample_surface(surface, protocol.samples, seed).points)
-        for surface in (prepared.pred, prepared.gt)
+        Surface(np.empty((0, 3)) if surface.is_empty else sample_surface(surface, protocol.samples, own).points)
+        for surface, own in ((prepared.pred, 2 * seed), (prepared.gt, 2 * seed + 1))
     )
     prepared.pred, prepared.gt, prepared.record["alignment"] = align_and_crop(pred, gt, facts, start, how)
     prepared.record["origin"]["to_world"] = how

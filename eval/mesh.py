@@ -167,6 +167,11 @@ def main(argv: Sequence[str]) -> int:
         masks=options.masks,
         cameras_wanted=protocol.cull,
     )
+    if options.scene is not None and protocol.name == "plain" and scene.to_world is None:
+        raise UserError(
+            f"--scene {options.scene}: holds neither meta_data.json nor cameras.npz, so it says nothing to --protocol "
+            "plain; leave it out, or choose another protocol"
+        )
     found = evaluate(options.pred, options.gt, protocol, scene=scene, seed=options.seed, force=options.force)
     report(found.metrics, shown, PAPER if options.reference else {})
     write_json(folder / "metrics.json", found.metrics.record())

@@ -5,6 +5,8 @@ are in the truth's frame) and MonoSDF's (`scan1/traj.txt`, with the prediction's
 `worldtogt` or in `cameras.npz` as `scale_mat_0`).
 """
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -83,7 +85,7 @@ def _read_box(path: Path) -> Box:
 
 def read_masked_views(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """Projections [C, 3, 4] and masks [C, H, W] of a DTU scan as IDR and NeuS have it: `cameras.npz` (`world_mat_i`)
-    and `mask/`, one picture per camera in the order of their numbers.
+    and `mask/`: by the numbers in the pictures' names (000012.png, 000012_rgb.png), or one per camera in order.
 
     Raises:
         UserError: files are missing, do not fit each other, or differ in size.
@@ -97,7 +99,10 @@ def read_masked_views(folder: Path) -> tuple[np.ndarray, np.ndarray]:
         raise UserError(f"--masks {folder}: no mask/*.png in it; expected a DTU scan as IDR and NeuS have it")
     try:
         with np.load(cameras, allow_pickle=False) as arrays:
-            matrices = np.stack([arrays[f"world_mat_{index}"][:3] for index in range(len(files))]).astype(np.float64)
+            numbers = _mask_numbers(
+                files, {int(name[10:]) for name in arrays if re.fullmatch(r"world_mat_\d{1,9}", name)}
+            )
+            matrices = np.stack([arrays[f"world_mat_{number}"][:3] for number in numbers]).astype(np.float64)
         pictures = []
         for path in files:
             with Image.open(path) as picture:
@@ -105,9 +110,22 @@ def read_masked_views(folder: Path) -> tuple[np.ndarray, np.ndarray]:
         return matrices, np.stack(pictures)
     except (OSError, KeyError, ValueError, BadZipFile) as error:
         raise UserError(
-            f"--masks {folder}: expected world_mat_0 to world_mat_{len(files) - 1} in {cameras.name} and masks of one "
-            f"size; {error!r}"
+            f"--masks {folder}: expected world_mat_0, world_mat_1, ... in {cameras.name}, masks of one size; {error!r}"
         ) from error
+
+
+def _mask_numbers(files: Sequence[Path], cameras: set[int]) -> list[int]:
+    """The camera's number of every mask: the one in its name, or its place where there are as many of both."""
+    found = [re.fullmatch(r"(\d{1,9})(_rgb)?", path.stem) for path in files]
+    numbers = [int(match[1]) for match in found if match]
+    if len(set(numbers)) == len(files) and set(numbers) <= cameras:
+        return numbers
+    if len(files) != len(cameras):
+        raise UserError(
+            f"{files[0].parent}: {len(files)} masks for {len(cameras)} cameras, and the names are not the cameras' "
+            "numbers; expected names such as 000012.png, or a mask for every camera"
+        )
+    return sorted(cameras)
 
 
 def _read_points(path: Path) -> np.ndarray:

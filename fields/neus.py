@@ -35,10 +35,11 @@ from nfc_splat.fields.marched import MarchedRecipe, probe_rays
 from nfc_splat.fields.neus_config import Config as Config
 from nfc_splat.fields.neus_config import preset as preset
 from nfc_splat.fields.neus_networks import Background, ColorNetwork
+from nfc_splat.fields.neus_pass import Pass
 from nfc_splat.fields.neus_region import Region, choose_region, joined
 from nfc_splat.fields.point_cloud_file import write_point_cloud
 from nfc_splat.fields.recipe import Batch, Sampling, SceneGeometry
-from nfc_splat.fields.sdf_alpha import Sharpness, section_alpha
+from nfc_splat.fields.sdf_alpha import Sharpness
 from nfc_splat.fields.sdf_network import HashFeatures, Octaves, SDFNetwork
 from nfc_splat.fields.shape_from_density import (
     cell_middles,
@@ -53,8 +54,6 @@ from nfc_splat.rendering import Rendering
 from nfc_splat.rendering.hash_encoding import HashLevels
 from nfc_splat.rendering.level_set import LevelSet
 from nfc_splat.rendering.march import MarchedModel, composite
-from nfc_splat.rendering.packed import accumulate
-from nfc_splat.rendering.samples import Samples, unit_directions
 from nfc_splat.rendering.sharing import part_of_sum, total
 
 FEWEST_RAYS = 64
@@ -160,8 +159,8 @@ class Model(MarchedModel):
         return int(each * (1 + count + config.background_samples * (self.behind is not None)))
 
     def march(self, rays: Rays, background: Tensor) -> Rendering:
-        """See `MarchedModel.march`. `extras` also has "gradients" [K, 3] and "points" [K, 3], local, of all samples in
-        the region, and "marched", how many samples there are."""
+        """See `MarchedModel.march`. `extras` also has "gradients" [K, 3] and "points" [K, 3], local, of all samples
+        that the eikonal term may count, "opacity" [R] of the region alone, and "marched", the number of samples."""
         if self.shape is not None:
             self.shape.draw_bits, self.shape.draw_normals = self.draw_bits, self.draw_normals
             return self.shape.march(rays, background)
@@ -172,14 +171,21 @@ class Model(MarchedModel):
             samples, _ = samples.keep(seen)
         else:
             samples, threshold = self.region.sections(rays, self.sdf.distance, self.training), 0.0
-        outside = None
+        outside = beyond = None
         if self.behind is not None:
             samples, outside = joined(samples, self.region.behind(rays, self.behind.kind, self.training))
             if self.behind.kind == "sphere":
-                outside |= self.region.to_local(samples.positions).norm(dim=-1) >= 1
-        drawing = _Pass(self, samples, outside)
+                far = self.region.to_local(samples.positions).norm(dim=-1) >= 1
+                beyond = samples.positions[far & ~outside]
+                outside |= far
+        drawing = Pass(self, samples, outside)
         drawn = composite(drawing, samples, background, weight_threshold=threshold)
-        extras = drawn.extras | {"gradients": drawing.gradients, "points": drawing.points, "marched": len(samples)}
+        points, gradients = drawing.points, drawing.gradients
+        if beyond is not None and self.training:  # not drawn, but the field has to be a distance there too
+            beyond = self.region.to_local(beyond).detach()
+            points, gradients = torch.cat([points, beyond]), torch.cat([gradients, self.sdf(beyond)[2]])
+        extras = drawn.extras | {"gradients": gradients, "points": points, "marched": len(samples)}
+        extras["opacity"] = drawing.opacity(drawn)
         normal = drawing.normals(drawn) if self.draw_normals else None
         return replace(drawn, normal=normal, extras=extras)
 
@@ -197,8 +203,8 @@ class Model(MarchedModel):
             points = 2 * torch.rand(config.eikonal_points, 3, device=gradients.device) - 1
             terms["eikonal"] = terms["eikonal"] + config.eikonal_weight * _eikonal(self.sdf(points)[2], len(points))
         if config.mask_weight and batch.foreground is not None:
-            alpha = rendering.alpha[..., 0].clamp(1e-3, 1 - 1e-3)
-            terms["mask"] = config.mask_weight * F.binary_cross_entropy(alpha, batch.foreground, weight=batch.mask)
+            alpha = extras["opacity"].clamp(1e-3, 1 - 1e-3)
+            terms["mask"] = config.mask_weight * F.binary_cross_entropy(alpha, batch.foreground)
         return terms
 
     @torch.no_grad()
@@ -230,67 +236,6 @@ class Model(MarchedModel):
         return colors * (1 + 2 * padding) - padding if padding else colors
 
 
-class _Pass:
-    """The field's answers along the rays of one request, as the marcher's `Field`.
-
-    What `alpha` hands on is a sample's row among those in the region [0, K) or, K higher, among those behind it.
-    """
-
-    draw_normals = False
-
-    def __init__(self, model: Model, samples: Samples, outside: Tensor | None) -> None:
-        """outside: [M] bool, which of `samples` the background's network answers; None for none."""
-        self.model, self.encoding = model, model.encoding
-        self.outside = outside
-        views = unit_directions(samples.rays)
-        inner = slice(None) if outside is None else (~outside).nonzero()[:, 0]
-        self.inner = inner
-        self.points = model.region.to_local(samples.positions)[inner].detach()
-        self.directions = views.index_select(0, samples.ray[inner])
-        self.distances, self.features, self.gradients = model.sdf(self.points)
-
-    def alpha(self, samples: Samples) -> tuple[Tensor, Tensor]:
-        """Opacities [M] of all samples, and their rows [M]."""
-        model, radius = self.model, self.model.region.radius
-        slope = (self.gradients * self.directions).sum(-1)
-        widths, s = samples.widths / radius, model.sharpness()
-        anneal = model.anneal if model.training else 1.0
-        near = section_alpha(self.distances, slope, widths[self.inner], s, anneal)
-        if self.outside is None:
-            return near, torch.arange(len(near), device=near.device)
-        rows = self.outside.nonzero()[:, 0]
-        points = model.region.to_local(samples.positions.index_select(0, rows))
-        directions = unit_directions(samples.rays).index_select(0, samples.ray[rows])
-        far, self.logits = model.behind(points, directions, widths[rows])
-        order = torch.cat([self.inner, rows])
-        place = torch.empty_like(order).index_copy(0, order, torch.arange(len(order), device=order.device))
-        return torch.cat([near, far]).index_select(0, place), place
-
-    def color(self, samples: Samples, features: Tensor) -> Tensor:
-        """Decoded colours [M, 3], with the bits' probabilities behind them if the model draws them."""
-        if self.outside is None:
-            return self._near_color(features)
-        near, far = ((features < len(self.points)), (features >= len(self.points)))
-        order = torch.cat([near.nonzero()[:, 0], far.nonzero()[:, 0]])
-        behind = self.model.head(self.logits[features[far] - len(self.points)], bits=self.model.draw_bits)
-        colors = torch.cat([self._near_color(features[near]), behind])
-        return torch.empty_like(colors).index_copy(0, order, colors)
-
-    def _near_color(self, rows: Tensor) -> Tensor:
-        """Colours of samples in the region."""
-        model = self.model
-        parts = (self.points, self.directions, self.gradients, self.features)
-        if len(rows) < len(self.points):  # rows ascend, so as many as there are is all of them
-            parts = tuple(part.index_select(0, rows) for part in parts)
-        return model.decoded(*parts, bits=model.draw_bits)
-
-    def normals(self, drawn: Rendering) -> Tensor:
-        """[R, 3] unit normals, 0 where nothing of the region is hit."""
-        samples, weights, rows = (drawn.extras[name] for name in ("samples", "weights", "features"))
-        gradients = F.pad(self.gradients, (0, 0, 0, 1)).index_select(0, rows.clamp_max(len(self.points)))
-        return F.normalize(accumulate(weights, gradients, samples.offsets), dim=-1)
-
-
 class Recipe(MarchedRecipe):
     """Adam with a warm-up and a cosine; the grid of distances follows the field.
 
@@ -302,6 +247,11 @@ class Recipe(MarchedRecipe):
 
     def __init__(self, config: Config, geometry: SceneGeometry) -> None:
         super().__init__(config, geometry)
+        if config.mask_weight and not (geometry.object_masks or geometry.has_alpha):
+            raise UserError(
+                f"--mask-weight {config.mask_weight:g}: expected images whose masks or transparency say where the "
+                "object is, and whose background is not ignored; leave --mask-weight or --ignore-background out"
+            )
         self.first: dvgo.Recipe | None = None
         self.first_steps = 0
         if config.shape_steps:
@@ -316,13 +266,18 @@ class Recipe(MarchedRecipe):
         return "density" if self.shaping else "surface"
 
     def sampling(self, step: int) -> Sampling:
-        """Pixels of all images or of one; over random colours where images are transparent and nothing is behind."""
+        """Pixels of all images or of one; over random colours where images are transparent and nothing is behind. Where
+        photographs show more than masks say and nothing is to be behind, colours count within the masks (the
+        original's training with masks)."""
         if self.shaping:
             return self.first.sampling(step)
-        if self.config.batching == "image":
-            return Sampling("image_rays", rays=self.rays)
-        alone = self.geometry.has_alpha and self.config.surroundings in ("auto", "none")
-        return Sampling("shuffled_rays", rays=self.rays, background="random" if alone else "scene")
+        config, geometry = self.config, self.geometry
+        masked = config.mask_weight > 0 and config.surroundings == "none" and not geometry.cut_out
+        colors = "object" if masked else "all"
+        if config.batching == "image":
+            return Sampling("image_rays", rays=self.rays, colors=colors)
+        alone = geometry.has_alpha and config.surroundings in ("auto", "none")
+        return Sampling("shuffled_rays", rays=self.rays, background="random" if alone else "scene", colors=colors)
 
     def photometric(self, rendering: Rendering, batch: Batch) -> Tensor:
         """The absolute error, its mean over rays and its mean or sum over channels. In the first stage the density

@@ -146,8 +146,9 @@ class Config:
     eikonal_points: int = 0
     """Random points of the region that it counts besides."""
     mask_weight: float = 0.0
-    """Weight of the opacities' cross entropy with the images' foreground masks, or transparency. SDFStudio takes 0.01,
-    the original 0.1."""
+    """Weight of the region's opacities' cross entropy with the images' foreground masks, or transparency. With
+    --surroundings none, colours of photographs then count within their masks (original). SDFStudio takes 0.01, the
+    original 0.1."""
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -56,6 +56,8 @@ class Sampling:
         views: [K] int64: "image_rays" draws a random one of these images instead; None for all, in turn.
         candidates: [K] int64 sorted; "shuffled_rays" and "random_rays" draw from these pixels only. A pixel's number
             counts all pixels of the training images in order, row by row.
+        colors: "all", or "object": a pixel's colour counts as far as it shows the object; what lies behind is drawn
+            too, for terms of the method's own.
     """
 
     kind: Literal["images", "shuffled_rays", "random_rays", "image_rays"] = "images"
@@ -65,6 +67,7 @@ class Sampling:
     background: Literal["scene", "random"] = "scene"
     candidates: Tensor | None = None
     views: Tensor | None = None
+    colors: Literal["all", "object"] = "all"
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ class SceneGeometry:
         bounds: [2, 3] lowest and highest corner of a box that the files state, or None.
         has_alpha: whether images are transparent where the scene is empty.
         cut_out: whether images show an object with nothing around it, transparent there or of one colour.
+        object_masks: whether images have masks of the object, outside of which pixels count all the same.
         sphere: [4] float32, centre and radius of a sphere that the files state around what is wanted, or None.
     """
 
@@ -90,6 +94,7 @@ class SceneGeometry:
     has_alpha: bool = False
     sphere: Tensor | None = None
     cut_out: bool = False
+    object_masks: bool = False
 
     @property
     def extent(self) -> float:

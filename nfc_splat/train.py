@@ -111,7 +111,8 @@ def scene_geometry(scene: "Scene", device: str) -> "SceneGeometry":
     )
     cameras = scene.splits["train"].cameras.to(device)
     stated = {"near_far": scene.near_far, "bounds": bounds, "sphere": sphere}
-    return SceneGeometry(cameras, points, colors, has_alpha=scene.has_alpha, cut_out=scene.cut_out, **stated)
+    said = {name: getattr(scene, name) for name in ("has_alpha", "cut_out", "object_masks")}
+    return SceneGeometry(cameras, points, colors, **said, **stated)
 
 
 def _checked_scene(config: "TrainConfig", source: "RunSource | None") -> "Scene":

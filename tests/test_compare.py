@@ -78,6 +78,7 @@ def test_surfaces_are_extracted_and_measured_against_the_scenes_truth(tmp_path, 
     lines = planned(room, "--preset", "quick", "--experiment", "surface", "--methods", "neus")
     assert [line.split()[2] for line in lines] == ["nfc_splat.train", "nfc_splat.export", "nfc_splat.eval"] * 2
     assert "room0_mesh.ply --protocol replica --scene" in lines[2]
+    assert "--to-world identity" in lines[2]  # what `export mesh` writes is in the truth's frame, worldtogt or not
     (room / "traj.txt").unlink()
     lines = planned(room, "--preset", "quick", "--experiment", "surface", "--methods", "neus")
     assert "--protocol plain" in lines[2]

@@ -23,6 +23,7 @@ from nfc_splat.eval.dtu import (
 )
 from nfc_splat.eval.evaluation import evaluate_mesh
 from nfc_splat.eval.protocols import PROTOCOLS, SceneGeometry
+from nfc_splat.eval.scene_files import read_masked_views
 from nfc_splat.eval.surface import Surface, to_open3d
 
 OBSERVED = Observed(np.ones((30, 30, 30), bool), np.array([[-15.0] * 3, [15.0] * 3]), 1.0, np.array([0, 0, 1.0, 100]))
@@ -172,6 +173,27 @@ def test_the_command_culls_by_masks_and_says_what_counted(tmp_path, capsys):
     (tmp_path / "mask" / "000.png").unlink()
     with pytest.raises(UserError, match=r"no mask/\*\.png"):
         mesh.main([*words, "--scene", str(tmp_path)])
+
+
+def test_masks_go_by_the_numbers_in_their_names(tmp_path):
+    """A scan of which some views are kept has their numbers; else there is a mask for every camera, in order."""
+    worlds = {f"world_mat_{number}": np.full((4, 4), float(number)) for number in range(5)}
+    np.savez(tmp_path / "cameras.npz", **worlds, scale_mat_0=np.eye(4))
+    (tmp_path / "mask").mkdir()
+
+    def kept(*names):
+        for path in (tmp_path / "mask").iterdir():
+            path.unlink()
+        for name in names:
+            Image.fromarray(np.zeros((2, 2), np.uint8)).save(tmp_path / "mask" / name)
+        return read_masked_views(tmp_path)[0][:, 0, 0].tolist()
+
+    assert kept("000000.png", "000002.png", "000004.png") == [0, 2, 4]
+    assert kept("000_rgb.png", "003_rgb.png") == [0, 3]
+    assert kept(*(f"view{letter}.png" for letter in "abcde")) == [0, 1, 2, 3, 4]
+    assert kept(*(f"{number:03d}.png" for number in range(1, 6))) == [0, 1, 2, 3, 4]
+    with pytest.raises(UserError, match="2 masks for 5 cameras, and the names are not the cameras' numbers"):
+        kept("000.png", "007.png")
 
 
 def test_files_of_another_kind_are_refused(tmp_path):

@@ -84,6 +84,14 @@ def test_a_prediction_in_the_reference_frame_is_aligned_and_perfect(scene):
     assert worse["recall@0.02"] > 0.99
 
 
+def test_a_mesh_is_not_sampled_as_the_truth_is(scene):
+    """The same points would be at no distance at all."""
+    folder, gt, to_gt, _ = scene
+    pred = transform_surface(gt, np.linalg.inv(to_gt))
+    metrics = evaluate_mesh(pred, gt, PROTOCOL, scene=SceneGeometry(folder=folder))
+    assert metrics["accuracy"] > 1e-3
+
+
 def test_cameras_give_the_frame_of_another_reconstruction(scene, tmp_path):
     folder, gt, to_gt, poses = scene
     frame = similarity(3.0, 70, [5, -4, 2])  # from the reference cameras' frame to the prediction's

@@ -6,6 +6,7 @@ import test_fields_newcomer as newcomer
 import torch
 
 from nfc_splat.cameras import Cameras
+from nfc_splat.errors import UserError
 from nfc_splat.export.__main__ import main as command
 from nfc_splat.rendering.paths import look_at
 from nfc_splat.train import main as train
@@ -42,6 +43,8 @@ def test_a_density_field_has_a_level_set(method, tmp_path, capsys):
     path = tmp_path / "mesh.ply"
     assert command(["mesh", str(run), "--from", "level-set", "--resolution", "64", "--out", str(path)]) == 0
     assert "colours: the field's, seen head-on" in capsys.readouterr().out
+    with pytest.raises(UserError, match="--views: surface and colours are the field's own with --from level-set"):
+        command(["mesh", str(run), "--from", "level-set", "--views", "all", "--out", str(tmp_path / "other.ply")])
     from nfc_splat.open3d_loader import load_open3d
 
     mesh = load_open3d().io.read_triangle_mesh(str(path))

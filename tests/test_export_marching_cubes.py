@@ -163,6 +163,7 @@ def test_unknown_nodes_have_no_surface():
     [
         (sphere(0.7), 3.0, r"--level 3: .* between -1\.\d+ and 0\.\d+ in the box; try --level -0\."),
         (lambda points: 0 * points[:, 0], 1.0, "same everywhere"),
+        (sphere(-0.7), 0.0, r"--level 0: .* in the box; give --bounds that hold the surface, or smaller voxels, or"),
     ],
 )
 def test_an_empty_level_set_says_the_range(function, level, said):

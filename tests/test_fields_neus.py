@@ -526,15 +526,49 @@ def test_the_eikonal_term_and_where_it_counts():
     torch.testing.assert_close(model.regularizers(drawn, batch_of(40), 1)["eikonal"], expected)
 
 
-def test_the_mask_term():
-    model = build(small(surroundings="none", mask_weight=0.1))
+@pytest.mark.parametrize("behind", ["none", "contracted", "sphere"])
+def test_the_mask_term(behind):
+    """Of the region's own opacity: a background is opaque wherever one looks."""
+    region = {"region": "sphere"} if behind == "sphere" else {}
+    model = build(small(surroundings=behind, mask_weight=0.1, **region))
     drawn = model.march(rays(), WHITE)
     foreground = (torch.arange(40) % 2).float()
     found = model.regularizers(drawn, batch_of(40, foreground), 1)["mask"]
-    alpha = drawn.alpha[:, 0].clamp(1e-3, 1 - 1e-3)
+    samples, weights = drawn.extras["samples"], drawn.extras["weights"]
+    near = model.region.to_local(samples.positions).abs() <= 1
+    near = near.all(-1) if behind != "sphere" else model.region.to_local(samples.positions).norm(dim=-1) < 1
+    alpha = torch.zeros(40).index_add(0, samples.ray, weights * near).clamp(1e-3, 1 - 1e-3)
+    assert 0.1 < float((alpha < 0.9).float().mean())
     expected = -(foreground * alpha.log() + (1 - foreground) * (1 - alpha).log()).mean()
-    torch.testing.assert_close(found, 0.1 * expected)
+    torch.testing.assert_close(found, 0.1 * expected, rtol=1e-3, atol=1e-5)
+    found.backward()
+    assert sum(float(one.grad.abs().sum()) for one in model.sdf.parameters() if one.grad is not None) > 0.01
     assert "mask" not in model.regularizers(drawn, batch_of(40), 1)
+
+
+def test_the_mask_term_needs_something_that_says_where_the_object_is():
+    config = small(mask_weight=0.1, surroundings="none")
+    with pytest.raises(UserError, match=r"--mask-weight 0\.1: expected images whose masks or transparency"):
+        Recipe(config, geometry(has_alpha=False))
+    assert Recipe(config, geometry(has_alpha=False, object_masks=True)).sampling(1).colors == "object"
+    assert Recipe(config, geometry()).sampling(1).colors == "all"
+    behind = dataclasses.replace(config, surroundings="contracted")
+    assert Recipe(behind, geometry(has_alpha=False, object_masks=True)).sampling(1).colors == "all"
+
+
+def test_the_originals_eikonal_term_goes_beyond_what_is_drawn():
+    """To 1.2 radii, though its background answers for all that is outside of the unit ball."""
+    model = build(small("paper-original"))
+    assert model.behind.kind == "sphere"
+    drawn = model.march(rays(), WHITE)
+    far = drawn.extras["points"].norm(dim=-1)
+    assert ((far >= 1) & (far < 1.2)).float().mean() > 0.05
+    own = model.sdf(drawn.extras["points"])[2]
+    torch.testing.assert_close(drawn.extras["gradients"], own)
+    term = model.regularizers(drawn, batch_of(40), 1)["eikonal"]
+    torch.testing.assert_close(term, 0.1 * (own[far < 1.2].norm(dim=-1) - 1).square().mean())
+    with torch.no_grad():
+        assert model.eval().march(rays(), WHITE).extras["points"].norm(dim=-1).max() < 1
 
 
 # ------------------------------------------------------------------------------------------------------ the surface

@@ -225,3 +225,19 @@ def test_what_is_foreground_comes_from_masks_or_else_from_transparency():
     stated = Batches(views, WHITE, "cpu").load_pixels(numbers[:38], WHITE).foreground
     assert torch.equal(stated, torch.cat([torch.eye(4, 5).reshape(-1), torch.zeros(18)]))
     assert Batches(Views(), WHITE, "cpu").load_pixels(numbers, WHITE).foreground is None
+
+
+def test_colours_can_count_within_the_object_alone():
+    """Pixels behind it are drawn all the same, and count to what their mask says within it."""
+    views, numbers = Views(), torch.arange(38)
+    views.foregrounds = [torch.eye(4, 5), torch.zeros(6, 3), torch.ones(4, 4)]
+    shown = torch.cat([torch.eye(4, 5).reshape(-1), torch.zeros(18)])
+    assert torch.equal(Batches(views, WHITE, "cpu").load_pixels(numbers, WHITE, "object").mask, shown)
+    views.masks = [torch.full((4, 5), 51 / 255), None, None]
+    masked = Batches(views, WHITE, "cpu").load_pixels(numbers, WHITE, "object").mask
+    torch.testing.assert_close(masked, 0.2 * shown)
+    assert Batches(Views(), WHITE, "cpu").load_pixels(numbers, WHITE, "object").mask is None
+    sampling = Sampling("random_rays", rays=200, colors="object")
+    drawn = Batches(views, WHITE, "cpu").draw(sampling, Sampler(3, seed=0))
+    assert (drawn.mask == 0).any()
+    assert (drawn.mask > 0).any()

@@ -265,7 +265,8 @@ def _case(
         mesh, measured = folder / "mesh.ply", folder / MESH_FOLDER / "metrics.json"
         commands.append(Command(("nfc_splat.export", "mesh", str(folder)), mesh))
         compared = ("nfc_splat.eval", "mesh", str(mesh), str(scene.truth), "--protocol", scene.protocol)
-        compared += ("--scene", str(scene.folder)) if scene.protocol == "replica" else ()
+        if scene.protocol == "replica":  # `export mesh` has brought the mesh to the truth's frame
+            compared += ("--scene", str(scene.folder), "--to-world", "identity")
         proofs = ((measured, "metrics"), (measured, "protocol"))
         commands.append(Command((*compared, "--out", str(measured.parent)), measured, proofs))
     return Case(name, place, method, variants[0].label, seed, folder, tuple(commands), scene)

@@ -80,6 +80,7 @@ class Scene:
         background: [3] what transparent images are composited over, and what lies behind the scene.
         has_alpha: whether training images have transparent pixels.
         cut_out: whether the images show an object alone: they are transparent around it, or their format says so.
+        object_masks: whether training images have masks of the object, outside of which pixels count all the same.
         resampler: what reduced the images: "none", "area", or the folder used, such as "images_4".
         undistorted: whether a lens was taken away.
         world_to_gt: [4, 4] float64 from this frame to the ground truth's, or None.
@@ -103,6 +104,7 @@ class Scene:
     background: Tensor
     has_alpha: bool
     cut_out: bool
+    object_masks: bool
     resampler: str
     undistorted: bool
     world_to_gt: Tensor | None
@@ -177,6 +179,7 @@ def _load(path: Path, config: DataConfig, undistort: bool) -> Scene:
         background=background,
         has_alpha=has_alpha and not config.train_noise,
         cut_out=has_alpha or capture.cut_out,
+        object_masks=not config.ignore_background and any(frames[i].foreground for i in chosen["train"]),
         resampler=resampler,
         undistorted=undistorted,
         world_to_gt=None if capture.world_to_gt is None else torch.from_numpy(capture.world_to_gt),

@@ -115,4 +115,6 @@ def _emptiness(level: float, low: float, high: float) -> str:
     what = f"--level {level:g}: nothing has this value, the field lies between {low:.6g} and {high:.6g} in the box"
     if not low < high:
         return f"{what}; it is the same everywhere: train longer, or give --bounds that hold the scene"
+    if level == 0:  # of signed distances: another level would be another surface
+        return f"{what}; give --bounds that hold the surface, or smaller voxels, or train longer"
     return f"{what}; try --level {(low + high) / 2:.3g}, or --from depth"

@@ -118,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     level = parser.add_argument_group("--from level-set")
     level.add_argument("--level", type=float, help="value of the field at the surface (default: the model's)")
     depth = parser.add_argument_group("--from depth")
-    depth.add_argument("--views", choices=("train", "all"), default="train", help="cameras to look from")
+    depth.add_argument("--views", choices=("train", "all"), help="cameras to look from (default: train)")
     depth.add_argument(
         "--time", type=float, metavar="T", help="of a scene that moves, the moment to show, 0 to 1 (default: 0)"
     )
@@ -157,6 +157,8 @@ def _source(run: "LoadedRun", options: argparse.Namespace) -> str:
         source = "level-set" if offered is not None and offered().level == 0 else "depth"
     if source == "level-set" and offered is None:
         raise UserError(f"--from level-set: {run.config.method} has no field to take it of; use --from depth")
+    if options.views is not None and source == "level-set" and hasattr(run.model, "surface_colors"):
+        raise UserError("--views: surface and colours are the field's own with --from level-set; leave it out")
     for name in ("level",) if source == "depth" else ("max_depth", "truncation", "time"):
         if getattr(options, name) is not None:
             raise UserError(f"--{name.replace('_', '-')}: means nothing with --from {source}; leave it out")
@@ -280,11 +282,11 @@ def _views(run: "LoadedRun", options: argparse.Namespace) -> "DepthViews":
         return draw_views(run.model, cameras, advance)
 
 
-def _cameras(run: "LoadedRun", which: str) -> "Cameras":
+def _cameras(run: "LoadedRun", which: str | None) -> "Cameras":
     from nfc_splat.cameras import Cameras
 
     splits = run.scene.splits
-    names = ["train"] if which == "train" else [name for name in splits if len(splits[name])]
+    names = [name for name in splits if len(splits[name])] if which == "all" else ["train"]
     return Cameras.concatenate([splits[name].cameras for name in names])
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -48,8 +49,9 @@ class Batches:
         if sampling.background == "random":
             background = torch.rand(len(numbers), 3, generator=sampler.generator).to(self._device)
         share = self._group.rays(len(numbers))
-        batch = self.load_pixels(numbers[share.chosen], background[share.chosen] if background.ndim > 1 else background)
-        return replace(batch, share=self._weighted(share, numbers))
+        own = background[share.chosen] if background.ndim > 1 else background
+        batch = self.load_pixels(numbers[share.chosen], own, sampling.colors)
+        return replace(batch, share=self._weighted(share, numbers, sampling.colors))
 
     def load(self, indices: list[int]) -> Batch:
         """The images `indices` as one batch; a `UserError` when their sizes differ."""
@@ -63,10 +65,10 @@ class Batches:
             masks = torch.stack([torch.ones_like(target[..., 0]) if mask is None else mask for target, mask in views])
         return Batch(self._cameras[indices], None, targets, masks, self._background)
 
-    def load_pixels(self, numbers: Tensor, background: Tensor) -> Batch:
+    def load_pixels(self, numbers: Tensor, background: Tensor, colors: Literal["all", "object"] = "all") -> Batch:
         """The pixels `numbers` [P] over `background` [3] or [P, 3], which is on the training device."""
         pixels = self._pixels
-        weights, foreground = pixels.weights_of(numbers), pixels.foreground_of(numbers)
+        weights, foreground = pixels.weights_of(numbers, colors), pixels.foreground_of(numbers)
         return Batch(
             self._cameras,
             pixels.places(numbers).to(self._device),
@@ -76,11 +78,11 @@ class Batches:
             None if foreground is None else foreground.to(self._device),
         )
 
-    def _weighted(self, share: Share, numbers: Tensor) -> Share:
+    def _weighted(self, share: Share, numbers: Tensor, colors: Literal["all", "object"]) -> Share:
         """`share` of the pixels `numbers` [P], with what its pixels count by their masks' weights."""
-        if share.processes == 1 or (weights := self._pixels.weights_of(numbers)) is None:
+        if share.processes == 1 or (weights := self._pixels.weights_of(numbers, colors)) is None:
             return share
-        counted = float(weights[share.chosen].double().sum() / weights.double().sum())
+        counted = float(weights[share.chosen].double().sum() / weights.double().sum().clamp_min(1e-30))
         return replace(share, counted=counted * share.weight * share.times)
 
     @cached_property

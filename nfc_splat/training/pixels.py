@@ -1,6 +1,7 @@
 """All pixels of a split as one list, for rays."""
 
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -66,9 +67,11 @@ class Pixels:
         alpha = values[:, 3:]
         return values[:, :3] * alpha + background * (1 - alpha)
 
-    def weights_of(self, numbers: Tensor) -> Tensor | None:
-        """[P] in [0, 1], or None when every pixel counts."""
-        return None if self.weights is None else self.weights[numbers].float() / 255
+    def weights_of(self, numbers: Tensor, colors: Literal["all", "object"] = "all") -> Tensor | None:
+        """[P] in [0, 1], or None when every pixel counts; with "object", those behind the object do not."""
+        weights = None if self.weights is None else self.weights[numbers].float() / 255
+        shown = self.foreground_of(numbers) if colors == "object" else None
+        return weights if shown is None else shown if weights is None else weights * shown
 
     def foreground_of(self, numbers: Tensor) -> Tensor | None:
         """[P] in [0, 1], from the masks or else the transparency of the images; None where a scene has neither."""
