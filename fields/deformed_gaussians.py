@@ -27,6 +27,7 @@ from nfc_splat.fields.recipe import Batch, SceneGeometry
 from nfc_splat.rendering import Rendering
 
 FEWEST_ROWS = 4  # of the planes along time
+USUAL_EXTENT = 5.0  # of D-NeRF's scenes, about
 
 
 class Model(gaussians.Model):
@@ -41,15 +42,18 @@ class Model(gaussians.Model):
         deformation: Deformation,
         active_sh_degree: int = 0,
         deforming: bool = False,
+        reach: float = 1.0,
     ):
         """Args:
         config, tensors, active_sh_degree: as for `gaussians.Model`.
         deformation: of these Gaussians.
         deforming: whether it is in use: in the fine stage.
+        reach: world length of a displacement by 1.
         """
         super().__init__(config, tensors, active_sh_degree)
         self.deformation = deformation
         self.register_buffer("deforming", torch.tensor(deforming))
+        self.register_buffer("reach", torch.tensor(reach))
 
     @classmethod
     def initialise(cls, config: Config, geometry: SceneGeometry) -> Self:
@@ -66,14 +70,15 @@ class Model(gaussians.Model):
         sizes = {name: size for name, size in every.items() if name in config.deform}
         deformation = Deformation(planes, config.deformation_width, sizes)
         deformation.initialise(config.zero_heads)
-        return cls(config, tensors, deformation, deforming=config.coarse_steps == 0)
+        reach = 1.0 if config.motion_unit == "published" else geometry.extent / USUAL_EXTENT
+        return cls(config, tensors, deformation, deforming=config.coarse_steps == 0, reach=reach)
 
     @classmethod
     def from_tensors(cls, config: Config, tensors: Mapping[str, Tensor]) -> Self:
         """Rebuild from a checkpoint, whatever N has become."""
         prefix = "deformation."
         part = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-        state = int(tensors["active_sh_degree"]), bool(tensors["deforming"])
+        state = int(tensors["active_sh_degree"]), bool(tensors["deforming"]), float(tensors["reach"])
         return cls(config, tensors, Deformation.from_tensors(part), *state)
 
     def splats_at(self, time: Tensor | float) -> dict[str, Tensor]:
@@ -84,6 +89,8 @@ class Model(gaussians.Model):
             return splats
         time = torch.as_tensor(time, dtype=self.means.dtype, device=self.means.device)
         changes = self.deformation(self.means, time, self.config.backend)
+        if "means" in changes:
+            changes["means"] = self.reach * changes["means"]
         if "colors" in changes:
             shift = changes.pop("colors").view(len(self.means), -1, 3)
             changes |= {"sh0": shift[:, :1], "shN": shift[:, 1:]}
@@ -175,10 +182,12 @@ class Recipe(gaussians.Recipe):
         return optimizers
 
     def _rates(self) -> dict[str, tuple[float, float]]:
-        """First and last learning rate of the groups whose rates fall; both are per unit of extent."""
-        names = ("means", "planes", "deformation")
-        both = {name: (getattr(self.config, f"lr_{name}"), getattr(self.config, f"lr_{name}_final")) for name in names}
-        return {name: (first * self.extent, last * self.extent) for name, (first, last) in both.items()}
+        """First and last learning rate of the groups whose rates fall."""
+        config, units = self.config, dict.fromkeys(("means", "planes", "deformation"), self.extent)
+        if config.motion_unit == "extent":
+            units |= {"planes": USUAL_EXTENT, "deformation": USUAL_EXTENT}
+        both = {name: (getattr(config, f"lr_{name}"), getattr(config, f"lr_{name}_final")) for name in units}
+        return {name: (first * units[name], last * units[name]) for name, (first, last) in both.items()}
 
     def decay(self, optimizer: Optimizer, step: int) -> None:
         if step > self.config.decay_steps:

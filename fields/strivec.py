@@ -42,7 +42,7 @@ from nfc_splat.fields.strivec_geometry import (
     given_points,
     in_region,
 )
-from nfc_splat.fields.strivec_size import placed_centers
+from nfc_splat.fields.strivec_size import check_cells, placed_centers
 from nfc_splat.fields.strivec_tensors import CellMask, Scale
 from nfc_splat.rendering import Rendering
 from nfc_splat.rendering.density_grid import opacity
@@ -157,6 +157,7 @@ class Model(MarchedModel):
         within = in_region(points, Region(self.box, near, unit), max(config.halves) * unit)
         points, opacities = points[within].to(self.box), None if opacities is None else opacities[within]
         centers = placed_centers(config, points, unit, opacities)
+        check_cells(config, self.box, unit)
         cells, rank = config.cells_at(0), config.appearance_rank
         shapes = zip(centers, cells, config.density_ranks, strict=True)
         self.coarse = None
@@ -175,8 +176,9 @@ class Model(MarchedModel):
         if self.mask is not None:
             keep = self.mask.overlapping(low, self.cell, size)
         centers = [scale.centers for scale in self.scales]
-        halves = [half * self.numbers[1] for half in self.config.halves]
-        self._cells = find_cells(low, self.cell, size, centers, halves, self.config.nearest, keep)
+        unit = self.numbers[1]
+        halves = [half * unit for half in self.config.halves]
+        self._cells = find_cells(low, self.cell, size, centers, halves, self.config.nearest, keep, unit)
         self.box.copy_(self._cells.box)
 
     def march(self, rays: Rays, background: Tensor) -> Rendering:
@@ -382,6 +384,8 @@ class Recipe(MarchedRecipe):
         pixels = int(cameras.sizes.prod(1).sum())
         hit = torch.zeros(pixels, dtype=torch.bool).index_fill_(0, self.candidates, True)
         remedy = "they may have missed the scene; raise --coarse-steps or lower --geometry-threshold"
+        if self.config.geometry == "points":
+            remedy = "the points may not be where the cameras look; check their frame and unit, or raise --region"
         warn_of_misses(hit, "the tensors", remedy)
         share = 100 * len(self.candidates) / pixels
         log.info("step %d: %s; %.0f %% of the rays cross them", step, model.described(), share)

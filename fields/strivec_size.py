@@ -12,9 +12,10 @@ from torch import Tensor
 from nfc_splat.errors import UserError
 from nfc_splat.fields.strivec_config import Config
 from nfc_splat.fields.strivec_tensors import parameter_count, place_tensors
-from nfc_splat.rendering.tensor_cells import MOST_TENSORS
+from nfc_splat.rendering.tensor_cells import MOST_TENSORS, lattice_size
 
 BYTES_PER_NUMBER = 16  # itself, its gradient, and the optimiser's two moments
+BYTES_PER_CELL = 25  # while empty ones are found: its row, its opacity, what is the largest about it, and marks
 
 log = logging.getLogger("nfc_splat")
 
@@ -44,6 +45,18 @@ def placed_centers(config: Config, points: Tensor, unit: float, opacities: Tenso
             + ("give fewer points, or --spacings" if opacities is None else _remedy(config, points, unit, opacities))
         )
     return centers
+
+
+def check_cells(config: Config, box: Tensor, unit: float) -> None:
+    """Say how large the lattice of cells over a box [2, 3] is and, if no mask shrinks it, how large it becomes.
+
+    Raises:
+        UserError: more cells than memory is meant for.
+    """
+    sides = [2 * config.halves[0] * unit / config.cells_at(growth)[0] for growth in (0, len(config.grow_at))]
+    first, last = (math.prod(lattice_size(box, side)) for side in sides)
+    megabytes = last * BYTES_PER_CELL / 2**20
+    log.info("cells: %s, after the last growth at most %s (%s MB)", f"{first:,}", f"{last:,}", f"{megabytes:,.0f}")
 
 
 def numbers_of(config: Config, counts: Sequence[int], growth: int) -> int:

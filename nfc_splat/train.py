@@ -5,8 +5,8 @@ The path from here to the loss: `train` -> `training.trainer.Trainer.fit` -> `st
 
 import logging
 import sys
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,8 +53,6 @@ def train(config: "TrainConfig", group: "Group | None" = None) -> int:
     Raises:
         UserError: anything that the user can mend; its `exit_code` is 3 when training diverged.
     """
-    import torch
-
     from nfc_splat.rendering.kernels.memory import keep_freed_memory
     from nfc_splat.rendering.kernels.threads import set_threads
     from nfc_splat.training import load
@@ -82,24 +80,38 @@ def train(config: "TrainConfig", group: "Group | None" = None) -> int:
         with group.together():
             watchers = stack.enter_context(watching(config, scene)) if group.first else []
             run = stack.enter_context(_opened(config, source, group))
-            state = _begin(config, geometry, fingerprint, source)
+            with _within_memory():
+                state = _begin(config, geometry, fingerprint, source)
         saved_step = _record(config, load.describe_scene(scene, fingerprint, config.data), state.step, source, group)
         run.start_metrics(state.step)
         saver = Saver(config, run, geometry, fingerprint, saved_step, group)
         batches = Batches(scene.splits["train"], scene.background, config.device, group)
         observers = [*_observers(config, scene, run), *watchers] if group.first else []
         trainer = Trainer(config, batches, state, saver, run, observers, group)
-        try:
+        with _within_memory():
             code = trainer.fit()
             group.end()
-        except torch.cuda.OutOfMemoryError as error:
-            raise UserError(
-                f"the GPU's memory does not suffice at step {trainer.state.step} ({error}); raise --downscale or "
-                "choose a smaller model (--help lists its sizes), and start again with --overwrite"
-            ) from error
         if code == 0 and group.first:
             finish(load.LoadedRun(config, scene, trainer.state.model, trainer.state.step), trainer.state.seconds)
         return code
+
+
+@contextmanager
+def _within_memory() -> Iterator[None]:
+    """Turn memory that does not suffice into a `UserError`."""
+    import torch
+
+    try:
+        yield
+    except (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        said = str(error).strip().partition("\n")[0].rpartition("Allocator: ")[2]
+        lacking = "can't allocate memory", "not enough memory", "Storage size calculation overflowed"
+        if not isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) and not any(s in said for s in lacking):
+            raise
+        raise UserError(
+            f"the memory does not suffice ({said}); raise --downscale or choose a smaller model (--help lists its "
+            "sizes), and start again with --overwrite"
+        ) from error
 
 
 def scene_geometry(scene: "Scene", device: str) -> "SceneGeometry":

@@ -249,6 +249,8 @@ def test_opaque_scenes_have_no_alpha_and_a_black_background(root):
     [
         (lambda i: i / 11, lambda i: i / 11, None),
         (lambda i: 10.0 + 5 * i, lambda i: i / 11, "mapped to 0 to 1"),
+        (lambda i: 0.1 + i / 20, lambda i: i / 11, "Times from 0.1 to 0.65 were mapped to 0 to 1"),
+        (lambda i: 0.4, lambda i: 0.4, None),
         (lambda i: 7.0, lambda i: 0.0, "mapped to 0 to 1"),
     ],
 )

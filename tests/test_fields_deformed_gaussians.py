@@ -287,6 +287,27 @@ def test_the_base_loss_is_l1_alone():
     torch.testing.assert_close(value, l1(color, target, mask=mask))
 
 
+@pytest.mark.parametrize("unit", ["extent", "published"])
+def test_what_is_learned_of_motion_in_another_unit(unit):
+    """The same scene eight times as large is learned in the same way, unless the release's units are kept."""
+    losses = []
+    for scale in (1.0, 8.0):
+        torch.manual_seed(0)
+        cameras, batches = timed_orbit(), moving_batches(timed_orbit())
+        for one in (cameras, *(batch.cameras for batch in batches)):
+            one.viewmats[:, :3, 3] *= scale
+        torch.manual_seed(1)
+        geometry = moving_geometry(cameras)
+        geometry = dataclasses.replace(geometry, points=scale * geometry.points)
+        config = moving_config(motion_unit=unit, zero_heads=True, lr_deformation=1e-2)
+        run = Trainer(Model.initialise(config, geometry), Recipe(config, geometry), batches)
+        losses.append(run.run(1, 40))
+    ours, theirs = (torch.tensor(values) for values in losses)
+    apart = (ours - theirs).abs() / ours
+    assert apart[:15].max() < 0.01  # nothing moves yet
+    assert (apart[15:].mean() < 0.01) == (unit == "extent")
+
+
 def test_learning_rates_of_means_planes_and_networks_are_per_unit_of_extent():
     run = trainer()
     config, extent = run.model.config, run.recipe.extent

@@ -1,5 +1,6 @@
 """Sparse tri-vectors: hand-made numbers, the reference in float64, the kernel against it, and any number of threads."""
 
+import dataclasses
 import itertools
 import math
 
@@ -109,6 +110,29 @@ def test_tensors_are_averaged_by_their_nearness(backend):
     point = torch.tensor([[1.5, 1.5, 1.5]])  # a sum of weights below 1 counts as 1
     expected = torch.tensor([1 / (1.5 * math.sqrt(3))])
     torch.testing.assert_close(query(far, [torch.ones(1, 3, 2, 1)], point, backend), expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("summed", [True, False])
+def test_a_scene_in_other_units_has_the_same_values(backend, summed):
+    """A hundred times as large, gradients of points are a hundredth; distances count in the tensors' own unit."""
+    lattice, points = toy_cells(), toy_points(500)
+    lines = toy_lines(lattice)
+    v_values = torch.randn(500, *([] if summed else [sum(RANKS)]), generator=torch.Generator().manual_seed(2))
+    centers, halves = [100 * center for center in lattice.centers], [100 * half for half in lattice.halves]
+    low, cell = 100 * lattice.low, 100 * lattice.cell
+    large = find_cells(low, cell, lattice.size, centers, halves, lattice.neighbors.shape[2], unit=70.0)
+    rows = lattice.rows_of(points)
+    assert ((rows >= 0) == (large.rows_of(100 * points) >= 0)).float().mean() > 0.99
+    large = dataclasses.replace(large, rows=lattice.rows, neighbors=lattice.neighbors)
+    found = []
+    for cells, scale in ((lattice, 1.0), (large, 100.0)):
+        leaves = [(scale * points).requires_grad_(), *(line.clone().requires_grad_() for line in lines)]
+        values = query_trivectors(cells, leaves[1:], leaves[0], rows, summed=summed, clamp=False, backend=backend)
+        v_points, *v_lines = torch.autograd.grad(values, leaves, v_values)
+        found.append([values, scale * v_points, *v_lines])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * float(one.abs().max()))
 
 
 def values_and_gradients(lattice, lines, points, v_values, backend, summed, clamp):

@@ -8,14 +8,15 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import training_toy
 from interrupted_runs import newest
 
-from nfc_splat.errors import run_command
+from nfc_splat.errors import UserError, run_command
 from nfc_splat.fields import METHODS
-from nfc_splat.train import main, train
+from nfc_splat.train import _within_memory, main, train
 from nfc_splat.training.checkpoint import checkpoint_files
 from nfc_splat.training.command_line import parse_command_line
 
@@ -165,6 +166,18 @@ def test_asked_to_save_it_saves_and_goes_on_and_nobody_else_gets_in(launch, tmp_
     assert "Traceback" not in err
     assert child.poll() is None
     assert newest(tmp_path / "run").header.step == saved
+
+
+def test_memory_that_does_not_suffice_is_an_error_of_one_line():
+    for allocate in (lambda: torch.empty(2**50), lambda: np.empty(2**50), lambda: torch.empty(2**62)):
+        with pytest.raises(
+            UserError, match=r"the memory does not suffice \(.+\); raise --downscale or choose"
+        ) as found:
+            with _within_memory():
+                allocate()
+        assert "\n" not in str(found.value)
+    with pytest.raises(RuntimeError, match="must match"), _within_memory():
+        torch.ones(2) + torch.ones(3)
 
 
 def test_an_error_is_one_line_and_code_2(tmp_path, capsys, monkeypatch):

@@ -21,7 +21,7 @@ def toy_cells(nearest: int = 3, cell: float = 0.12, drop: float = 0.2) -> Tensor
     """Two scales of tensors and their cells."""
     centers = [lattice_of_tensors(spacing, drop) for spacing in SPACINGS]
     box = torch.tensor([[0.0] * 3, [SIDE] * 3])
-    return find_cells(box[0], cell, lattice_size(box, cell), centers, HALVES, nearest)
+    return find_cells(box[0], cell, lattice_size(box, cell), centers, HALVES, nearest, unit=0.7)
 
 
 def toy_lines(cells: TensorCells, seed: int = 0) -> list[torch.Tensor]:
@@ -39,4 +39,5 @@ def toy_points(count: int, seed: int = 1) -> torch.Tensor:
 def converted(cells: TensorCells, dtype: torch.dtype) -> TensorCells:
     """The same with numbers of another type."""
     centers = tuple(center.to(dtype) for center in cells.centers)
-    return TensorCells(cells.low.to(dtype), cells.cell, cells.rows, cells.neighbors, centers, cells.halves)
+    low = cells.low.to(dtype)
+    return TensorCells(low, cells.cell, cells.rows, cells.neighbors, centers, cells.halves, cells.unit)

@@ -24,7 +24,7 @@ OFF_CENTER = 0.2
 
 
 def normalized_times(frames: Sequence[Frame], config: DataConfig, notices: list[str]) -> list[float] | None:
-    """Times in [0, 1] over all splits together, or None for a static scene.
+    """Times from 0 to 1 over all splits together, or None for a static scene.
 
     Raises:
         UserError: they shall come from the images' names, which are all the same.
@@ -43,8 +43,8 @@ def normalized_times(frames: Sequence[Frame], config: DataConfig, notices: list[
         return None
     times = [frame.time for frame in frames]
     low, high = min(times), max(times)
-    if 0 <= low and high <= 1:
-        return times
+    if (low == high and 0 <= low <= 1) or (abs(low) < 1e-6 and abs(high - 1) < 1e-6):
+        return [min(max(time, 0.0), 1.0) for time in times]
     if not high - low < math.inf:
         raise UserError(f"{frames[times.index(high)].name}: its time is {high:g}, another is {low:g}; correct them")
     notices.append(f"Times from {low:g} to {high:g} were mapped to 0 to 1.")

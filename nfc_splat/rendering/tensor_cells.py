@@ -8,7 +8,7 @@ Symbols: L scales, N tensors of a scale, K nearest ones, A active cells, X, Y, Z
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nfc_splat.errors import UserError
 
-MOST_CELLS = 2**29  # of a lattice: four bytes each
+MOST_CELLS = 2**28  # of a lattice: four bytes each, and some 25 while it is looked through
 MOST_TENSORS = 2**15 - 1  # of a scale: their numbers are kept in two bytes
 
 
@@ -31,6 +31,7 @@ class TensorCells:
         neighbors: [A, L, K] int16 tensors of each active cell, nearest first, -1 where there are fewer than K.
         centers: L times [N, 3].
         halves: L half sides.
+        unit: length in which weights are inverse distances; their sum counts as 1 at least.
     """
 
     low: Tensor
@@ -39,6 +40,7 @@ class TensorCells:
     neighbors: Tensor
     centers: tuple[Tensor, ...]
     halves: tuple[float, ...]
+    unit: float = 1.0
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -84,7 +86,8 @@ class TensorCells:
     def to(self, device: torch.device | str) -> "TensorCells":
         """The same on another device."""
         low, rows, neighbors = (tensor.to(device) for tensor in (self.low, self.rows, self.neighbors))
-        return TensorCells(low, self.cell, rows, neighbors, tuple(c.to(device) for c in self.centers), self.halves)
+        centers = tuple(center.to(device) for center in self.centers)
+        return replace(self, low=low, rows=rows, neighbors=neighbors, centers=centers)
 
 
 def lattice_box(low: Tensor, cell: float, size: Sequence[int]) -> Tensor:
@@ -115,6 +118,7 @@ def find_cells(
     halves: Sequence[float],
     nearest: int,
     keep: Tensor | None = None,  # [X, Y, Z] bool
+    unit: float = 1.0,
 ) -> TensorCells:
     """Lay out a lattice from `low` on: a cell is active if tensors of every scale reach into it, and `keep` allows it.
 
@@ -136,4 +140,4 @@ def find_cells(
     rows = torch.full(size, -1, dtype=torch.int32)
     rows[active] = torch.arange(int(active.sum()), dtype=torch.int32)
     neighbors = neighbors_of(corner.numpy(), cell, rows, host, halves, nearest)
-    return TensorCells(corner, cell, rows, neighbors, host, tuple(halves)).to(low.device)
+    return TensorCells(corner, cell, rows, neighbors, host, tuple(halves), unit).to(low.device)

@@ -53,7 +53,8 @@ def look_along(
                 continue
             total = f32(0)
             for level in range(len(lines)):
-                shape = Shape(lengths[level, 0], lengths[level, 1], counts[level, 0], counts[level, 1])
+                half, scale_of, per_unit = lengths[level, 0], lengths[level, 1], lengths[level, 2]
+                shape = Shape(half, scale_of, per_unit, counts[level, 0], counts[level, 1])
                 value, share = density_of_scale(
                     x, y, z, neighbors, row, level, centers[level], lines[level], shape, clamp
                 )
@@ -127,8 +128,8 @@ def densities_cpu(
 
 
 def _tables(shapes: Sequence[Shape]) -> tuple[np.ndarray, np.ndarray]:
-    """Lengths [L, 2] float32 and counts [L, 2] int64: numba passes no tuple of tuples to threads."""
-    lengths = np.array([(shape.half, shape.scale) for shape in shapes], np.float32)
+    """Lengths [L, 3] float32 and counts [L, 2] int64: numba passes no tuple of tuples to threads."""
+    lengths = np.array([(shape.half, shape.scale, shape.per_unit) for shape in shapes], np.float32)
     return lengths, np.array([(shape.cells, shape.ranks) for shape in shapes], np.int64)
 
 

@@ -29,14 +29,15 @@ from nfc_splat.rendering.tensor_cells import TensorCells
 LANES = 8
 CHUNKS = 32  # of the samples while sorting; fixed, because a tensor's order must not depend on the threads
 AHEAD = 12  # samples between asking for a cell's tensors and using them
-NEARNESS = f32(1e-6)  # added to a distance before it is inverted
+NEARNESS = f32(1e-6)  # units, added to a distance before it is inverted
 
 
 class Shape(NamedTuple):
-    """Numbers of a scale: half side of its tensors, cells per length, cells D, ranks C."""
+    """Numbers of a scale: half side of its tensors, cells per length, units per length, cells D, ranks C."""
 
     half: np.float32
     scale: np.float32
+    per_unit: np.float32
     cells: int
     ranks: int
 
@@ -64,10 +65,10 @@ def _mix_one(lines, at, step, share):
 
 
 @inlined
-def _relative(x, y, z, centers, tensor):
+def _relative(x, y, z, centers, tensor, shape):
     """Where a point is relative to a tensor's centre, and its weight there."""
     dx, dy, dz = x - centers[tensor, 0], y - centers[tensor, 1], z - centers[tensor, 2]
-    return dx, dy, dz, f32(1) / (np.sqrt(dx * dx + dy * dy + dz * dz) + NEARNESS)
+    return dx, dy, dz, f32(1) / (np.sqrt(dx * dx + dy * dy + dz * dz) * shape.per_unit + NEARNESS)
 
 
 @inlined
@@ -104,7 +105,7 @@ def density_of_scale(x, y, z, neighbors, row, level, centers, lines, shape, clam
         tensor = np.int64(neighbors[row, level, k])
         if tensor < 0:
             break
-        dx, dy, dz, weight = _relative(x, y, z, centers, tensor)
+        dx, dy, dz, weight = _relative(x, y, z, centers, tensor, shape)
         ax, ay, az, u, v, w = _lines_at(dx, dy, dz, tensor, shape, clamp)
         value, r = f32(0), 0
         if ranks >= LANES:
@@ -143,7 +144,7 @@ def _features(x, y, z, neighbors, row, level, centers, lines, shape, clamp, valu
         tensor = np.int64(neighbors[row, level, k])
         if tensor < 0:
             break
-        dx, dy, dz, weight = _relative(x, y, z, centers, tensor)
+        dx, dy, dz, weight = _relative(x, y, z, centers, tensor, shape)
         ax, ay, az, u, v, w = _lines_at(dx, dy, dz, tensor, shape, clamp)
         r = 0
         while r + LANES <= ranks:
@@ -265,7 +266,7 @@ def scatter(points, factors, upstream, stride, column, order, starts, bounds, ce
             v_lines[tensor * size : (tensor + 1) * size] = f32(0)
             for pair in range(starts[tensor], starts[tensor + 1]):
                 m = np.int64(order[pair])
-                dx, dy, dz, weight = _relative(points[m, 0], points[m, 1], points[m, 2], centers, tensor)
+                dx, dy, dz, weight = _relative(points[m, 0], points[m, 1], points[m, 2], centers, tensor, shape)
                 ax, ay, az, u, v, w = _lines_at(dx, dy, dz, tensor, shape, clamp)
                 factor, at = weight * factors[m], m * stride + column
                 r = 0
@@ -312,7 +313,7 @@ def slopes(
             tensor = np.int64(neighbors[row, level, k])
             if tensor < 0:
                 break
-            dx, dy, dz, weight = _relative(x, y, z, centers, tensor)
+            dx, dy, dz, weight = _relative(x, y, z, centers, tensor, shape)
             ax, ay, az, u, v, w = _lines_at(dx, dy, dz, tensor, shape, clamp)
             product, px, py, pz = f32(0), f32(0), f32(0), f32(0)
             for r in range(ranks):
@@ -322,7 +323,8 @@ def slopes(
                 px += (lines[ax + ranks + r] - lines[ax + r]) * b * c * g
                 py += (lines[ay + ranks + r] - lines[ay + r]) * a * c * g
                 pz += (lines[az + ranks + r] - lines[az + r]) * a * b * g
-            fall = -weight * weight / max(f32(1) / weight - NEARNESS, NEARNESS)
+            steepness = weight * shape.per_unit
+            fall = -steepness * steepness / max(f32(1) / weight - NEARNESS, NEARNESS)
             value += weight * product
             weights += weight
             gx += weight * px * _slope(dx, shape, clamp) + fall * dx * product
@@ -351,7 +353,7 @@ class Setup(NamedTuple):
 
 def make_setup(cells: TensorCells, lines: Sequence[Tensor], clamp: bool, summed: bool) -> Setup:
     shapes = tuple(
-        Shape(f32(half), f32((line.shape[2] - 1) / (2 * half)), line.shape[2] - 1, line.shape[3])
+        Shape(f32(half), f32((line.shape[2] - 1) / (2 * half)), f32(1 / cells.unit), line.shape[2] - 1, line.shape[3])
         for half, line in zip(cells.halves, lines, strict=True)
     )
     return Setup(cells.neighbors.numpy(), tuple(c.numpy() for c in cells.centers), shapes, clamp, summed)

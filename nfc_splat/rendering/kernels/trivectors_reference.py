@@ -18,7 +18,7 @@ from nfc_splat.rendering.samples import Samples
 from nfc_splat.rendering.tensor_cells import TensorCells
 
 SAMPLES_AT_ONCE = 2**15
-NEARNESS = 1e-6  # added to a distance before it is inverted
+NEARNESS = 1e-6  # units, added to a distance before it is inverted
 
 
 def query_reference(
@@ -34,7 +34,7 @@ def query_reference(
         valid = (tensor >= 0) & inside[:, None]
         tensor = tensor.clamp_min(0)
         offset = points[:, None] - cells.centers[level][tensor]  # [M, K, 3]
-        weights = valid / (torch.linalg.vector_norm(offset, dim=-1) + NEARNESS)
+        weights = valid / (torch.linalg.vector_norm(offset, dim=-1) / cells.unit + NEARNESS)
         products = _products(line, tensor, offset, cells.halves[level], clamp)
         total = (weights[..., None] * products).sum(1)
         values.append(total / weights.sum(1).clamp_min(1)[:, None])
