@@ -1,7 +1,8 @@
 """What Strivec knows of a scene before its tensors: how large it is, where it lies, and where matter is.
 
 Matter is found by DVGO's coarse stage, or given as points. Differences from the released code, whose coarse stage is
-DVGO's too: learning rates follow how many images see a voxel, and what hardly any image sees is never matter.
+DVGO's too: learning rates follow how many images see a voxel, and what hardly any image sees is never matter. By
+classification the coarse stage is trained by classification too; the paper says nothing of it.
 
 Symbols: C cameras, P points. Boxes are [2, 3].
 """
