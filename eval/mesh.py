@@ -167,10 +167,10 @@ def main(argv: Sequence[str]) -> int:
         masks=options.masks,
         cameras_wanted=protocol.cull,
     )
-    if options.scene is not None and protocol.name == "plain" and scene.to_world is None:
+    if options.scene is not None and protocol.name == "plain" and (scene.to_world is None or options.to_world):
+        why = "with --to-world it" if options.to_world else "holds neither meta_data.json nor cameras.npz, so it"
         raise UserError(
-            f"--scene {options.scene}: holds neither meta_data.json nor cameras.npz, so it says nothing to --protocol "
-            "plain; leave it out, or choose another protocol"
+            f"--scene {options.scene}: {why} says nothing to --protocol plain; leave it out, or choose another protocol"
         )
     found = evaluate(options.pred, options.gt, protocol, scene=scene, seed=options.seed, force=options.force)
     report(found.metrics, shown, PAPER if options.reference else {})

@@ -103,7 +103,7 @@ class Model(MarchedModel):
         region.warn_of_misses(probe_rays(geometry.cameras.to("cpu")))
         behind = _surroundings(config, geometry, region)
         model = cls(config, region, behind)
-        if _first_steps(config, behind, region):
+        if _first_steps(config, geometry, region):
             model.shape = density_model(config, geometry, region)
         return model
 
@@ -256,7 +256,7 @@ class Recipe(MarchedRecipe):
         self.first_steps = 0
         if config.shape_steps:
             region = choose_region(config, geometry)
-            self.first_steps = _first_steps(config, _surroundings(config, geometry, region), region)
+            self.first_steps = _first_steps(config, geometry, region)
             self.first = density_recipe(config, geometry, region) if self.first_steps else None
         self.shaping = self.first_steps > 0
         self.adaptive = config.sampler == "occupancy"
@@ -272,8 +272,7 @@ class Recipe(MarchedRecipe):
         if self.shaping:
             return self.first.sampling(step)
         config, geometry = self.config, self.geometry
-        masked = config.mask_weight > 0 and config.surroundings == "none" and not geometry.cut_out
-        colors = "object" if masked else "all"
+        colors = "object" if _masked(config, geometry) else "all"
         if config.batching == "image":
             return Sampling("image_rays", rays=self.rays, colors=colors)
         alone = geometry.has_alpha and config.surroundings in ("auto", "none")
@@ -394,10 +393,16 @@ def _surroundings(config: Config, geometry: SceneGeometry, region: Region) -> st
     return "none" if geometry.cut_out or region.inside_out else "contracted"
 
 
-def _first_steps(config: Config, behind: str, region: Region) -> int:
+def _first_steps(config: Config, geometry: SceneGeometry, region: Region) -> int:
     """Steps of the first stage, which is for objects with nothing behind them: around cameras, densities become a fog
-    before the lenses, from which no surface starts."""
-    return config.shape_steps if behind == "none" and not region.inside_out else 0
+    before the lenses, from which no surface starts, and of photographs they would explain what is behind, too."""
+    alone = _surroundings(config, geometry, region) == "none" and not _masked(config, geometry)
+    return config.shape_steps if alone and not region.inside_out else 0
+
+
+def _masked(config: Config, geometry: SceneGeometry) -> bool:
+    """Whether colours count within masks alone: photographs show more than the object, and nothing is to be behind."""
+    return config.mask_weight > 0 and config.surroundings == "none" and not geometry.cut_out
 
 
 def _eikonal(gradients: Tensor, count: int) -> Tensor:

@@ -51,10 +51,11 @@ def check_cells(config: Config, box: Tensor, unit: float) -> None:
     """Say how large the lattice of cells over a box [2, 3] is and, if no mask shrinks it, how large it becomes.
 
     Raises:
-        UserError: more cells than memory is meant for.
+        UserError: more cells than memory is meant for, to begin with.
     """
-    sides = [2 * config.halves[0] * unit / config.cells_at(growth)[0] for growth in (0, len(config.grow_at))]
-    first, last = (math.prod(lattice_size(box, side)) for side in sides)
+    before, after = config.cells_at(0)[0], config.cells_at(len(config.grow_at))[0]
+    first = math.prod(lattice_size(box, 2 * config.halves[0] * unit / before))
+    last = round(first * (after / before) ** 3)
     megabytes = last * BYTES_PER_CELL / 2**20
     log.info("cells: %s, after the last growth at most %s (%s MB)", f"{first:,}", f"{last:,}", f"{megabytes:,.0f}")
 

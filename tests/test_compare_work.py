@@ -305,22 +305,24 @@ def test_time_to_compile_is_not_taken_for_time_to_train(tmp_path, monkeypatch, k
     taken = iter([900.0, 30.0])
     monkeypatch.setattr(estimate, "asked_config", lambda _: SimpleNamespace(steps=4000))
     monkeypatch.setattr(estimate, "_timed", lambda _: next(taken))
-    monkeypatch.setattr(estimate, "_kernels_compiled", lambda: kernels.pop(0))
+    monkeypatch.setattr(estimate, "_last_compiled", lambda: kernels.pop(0))
     assert estimate._tried(case, tmp_path, 1) == expected
 
 
-def test_kernels_that_were_compiled_are_counted(tmp_path, monkeypatch):
+def test_compiling_a_kernel_is_noticed(tmp_path, monkeypatch):
     from nfc_splat.rendering.kernels import numba_tools
 
     monkeypatch.setattr(numba_tools.numba.config, "CACHE_DIR", str(tmp_path))
     numba_tools.cache_folder.cache_clear()
     try:
-        assert estimate._kernels_compiled() == 0
+        assert estimate._last_compiled() == 0
         kept = numba_tools.cache_folder("tiles_cpu") / "of_a_file"
         kept.mkdir()
         (kept / "a_kernel.1.nbc").touch()
         (kept / "a_kernel.nbi").touch()
-        assert estimate._kernels_compiled() == 1
+        first = estimate._last_compiled()
+        os.utime(kept / "a_kernel.1.nbc", ns=(first + 1, first + 1))
+        assert estimate._last_compiled() == first + 1
     finally:
         numba_tools.cache_folder.cache_clear()
 

@@ -143,6 +143,10 @@ def test_the_same_seed_gives_the_same_record(room, capsys):
         (["pred.ply", "absent.ply", "--out", "gt.ply/deep/er"], "gt.ply is a file; choose another --out"),
         (["pred.ply", "gt.ply", "--to-world", "none.txt"], "none.txt"),
         (["pred.ply", "gt.ply", "--scene", "."], "holds neither meta_data.json nor cameras.npz, so it says nothing"),
+        (
+            ["pred.ply", "gt.ply", "--scene", ".", "--to-world", "identity"],
+            "--scene .: with --to-world it says nothing",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(room, monkeypatch, words, message):

@@ -552,6 +552,10 @@ def test_the_mask_term_needs_something_that_says_where_the_object_is():
         Recipe(config, geometry(has_alpha=False))
     assert Recipe(config, geometry(has_alpha=False, object_masks=True)).sampling(1).colors == "object"
     assert Recipe(config, geometry()).sampling(1).colors == "all"
+    quick, masked = small("quick", mask_weight=0.1, surroundings="none", steps=60, shape_steps=20), {"has_alpha": False}
+    for stated, steps in (({}, 20), (masked | {"object_masks": True}, 0)):
+        assert Recipe(quick, geometry(**stated)).first_steps == steps
+        assert (build(quick, **stated).shape is None) == (steps == 0)
     behind = dataclasses.replace(config, surroundings="contracted")
     assert Recipe(behind, geometry(has_alpha=False, object_masks=True)).sampling(1).colors == "all"
 

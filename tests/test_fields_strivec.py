@@ -264,6 +264,19 @@ def test_too_many_tensors_are_an_error_before_there_are_any(caplog):
     assert re.search(r"tensors: 12 \+ 58, \d\d,\d{3} numbers, after the last growth 19,950 \(", caplog.text)
 
 
+def test_how_many_cells_there_will_be_is_said_before_there_are_any(caplog):
+    config = toy_config(geometry="points")
+    with caplog.at_level(logging.INFO, "nfc_splat"):
+        model = placed(config)
+    found = re.search(r"cells: ([\d,]+), after the last growth at most ([\d,]+) \(\d+ MB\)", caplog.text)
+    first, last = (int(number.replace(",", "")) for number in found.groups())
+    assert first == model.cells.rows.numel()
+    for growth in range(len(config.grow_at)):
+        model.grow(growth + 1)
+    assert last == pytest.approx(model.cells.rows.numel(), rel=0.25)
+    assert last > first
+
+
 def matter():
     """Points of a ball and opacities above 0.01 that fall from its middle outwards."""
     points = torch.randn(3000, 3, generator=torch.Generator().manual_seed(0)).mul(0.3)

@@ -132,7 +132,7 @@ def test_a_scene_in_other_units_has_the_same_values(backend, summed):
         v_points, *v_lines = torch.autograd.grad(values, leaves, v_values)
         found.append([values, scale * v_points, *v_lines])
     for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * float(one.abs().max()))
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * float(one.detach().abs().max()))
 
 
 def values_and_gradients(lattice, lines, points, v_values, backend, summed, clamp):

@@ -97,9 +97,9 @@ def _tried(case: Case, out: Path, threads: int | None) -> float:
     part = min(steps, max(FEWEST_STEPS, steps // PART))
     print(f"# timing a moment of {_title([case])} ...", flush=True)
     command = [sys.executable, "-m", *short, "--out", str(folder), "--steps", str(part), "--overwrite"]
-    kernels = _kernels_compiled()
+    kernels = _last_compiled()
     whole = _timed(command)
-    if _kernels_compiled() != kernels:  # which takes longer than a moment of training
+    if _last_compiled() != kernels:  # which takes longer than a moment of training
         whole = _timed(command)
     training = read_json(folder / "eval/summary.json")["train_seconds"]
     seconds = whole - training + training * steps / part
@@ -119,11 +119,12 @@ def _timed(command: Sequence[str]) -> float:
     return time.monotonic() - started
 
 
-def _kernels_compiled() -> int:
-    """How many compiled kernels are kept for later processes."""
+def _last_compiled() -> int:
+    """When the last of the kernels that are kept for later processes was written, ns; 0 without any."""
     from nfc_splat.rendering.kernels.numba_tools import cache_folder
 
-    return sum(1 for _ in cache_folder("numba_tools").parent.rglob("kernels-*/**/*.nbc"))
+    kept = cache_folder("numba_tools").parent.rglob("kernels-*/**/*.nbc")
+    return max((path.stat().st_mtime_ns for path in kept), default=0)
 
 
 def _recorded(record: Path, words: Sequence[str]) -> float | None:

@@ -135,7 +135,8 @@ class Trainer:
         error = (rendering.color.clamp(0, 1) - batch.target).square().mean(-1)
         weight = torch.ones_like(error) if batch.mask is None else batch.mask
         wrong, counted = add_up(torch.stack([(error * weight).sum(), weight.sum()]))
-        psnr = -10 * torch.log10(wrong / counted).item()
-        record = {"step": state.step, "loss": sum(state.losses.values()), "losses": state.losses, "psnr": psnr}
+        record = {"step": state.step, "loss": sum(state.losses.values()), "losses": state.losses}
+        if counted:  # else no pixel of the batch shows the object
+            record["psnr"] = -10 * torch.log10(wrong / counted).item()
         self.run.log({**record, **figures, "seconds": round(state.seconds, 3)})
         return record | figures
