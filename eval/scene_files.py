@@ -16,7 +16,7 @@ from nfc_splat.errors import UserError
 from nfc_splat.eval.culling import read_frusta
 from nfc_splat.eval.protocols import SceneGeometry
 from nfc_splat.eval.surface import Box, read_box
-from nfc_splat.files import read_json
+from nfc_splat.files import number_in_name, read_json
 
 
 def read_scene_geometry(
@@ -116,8 +116,7 @@ def read_masked_views(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def _mask_numbers(files: Sequence[Path], cameras: set[int]) -> list[int]:
     """The camera's number of every mask: the one in its name, or its place where there are as many of both."""
-    found = [re.fullmatch(r"(\d{1,9})(_rgb)?", path.stem) for path in files]
-    numbers = [int(match[1]) for match in found if match]
+    numbers = [number_in_name(path.name) for path in files]
     if len(set(numbers)) == len(files) and set(numbers) <= cameras:
         return numbers
     if len(files) != len(cameras):

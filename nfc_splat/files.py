@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -158,3 +159,9 @@ def sha256(path: Path) -> str:
     """Hex digest of a file's content."""
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def number_in_name(name: str) -> int | None:
+    """The number that the name of a photograph or mask is, as in 000012.png and 000012_rgb.png."""
+    match = re.fullmatch(r"([0-9]{1,9})(_rgb)?\.\w+", name, re.IGNORECASE)
+    return None if match is None else int(match.group(1))

@@ -44,9 +44,10 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "
 STEPS = 100  # of the run that is stopped
 PATIENCE = 300  # seconds until a child that does not answer is given up
 # Sums in another order differ by some 1e-7 of the largest number in them (Gaussians' by 1e-5: they add up more), and a
-# few steps multiply that by a hundred. Where a sample changes its cell or a neuron its side, a hundredth of the numbers
-# may differ by a hundredth of the largest. A term that counts twice, or a neighbour's random numbers, show in all.
+# few steps multiply that by a hundred. A term that counts twice, or a neighbour's random numbers, show much more.
 CLOSE, CLOSE_GAUSSIANS = 1e-4, 1e-3
+# Of ngp's table a sample that changes its cell moves some entries further: this share of them, by this at most.
+STRAY = {"ngp": 0.01}
 
 NERF = {"width": 32, "depth": 3, "coarse_samples": 16, "fine_samples": 16, "bf16": False}
 NEUS = {name: value for name, value in SMALL.items() if name != "steps"}
@@ -141,8 +142,8 @@ def test_two_processes_learn_what_one_does(folder, together, alone, name):
             assert torch.equal(value, other), key
         elif value.numel():
             apart = (value - other).abs() / value.abs().max().clamp(min=1e-30)
-            assert float((apart > close).float().mean()) <= 0.01, key
-            assert float(apart.max()) <= 0.01, key
+            assert float((apart > close).float().mean()) <= STRAY.get(name, 0), key
+            assert float(apart.max()) <= max(close, STRAY.get(name, 0)), key
     assert two.header.losses == pytest.approx(one.header.losses, rel=close)
 
 

@@ -31,6 +31,7 @@ from nfc_splat.data.images import read_size
 from nfc_splat.data.parsing import IMAGE_SUFFIXES, is_file, pinhole_lens
 from nfc_splat.data.projection import decompose, dot, length
 from nfc_splat.errors import UserError
+from nfc_splat.files import number_in_name
 
 # NeuS's own file first: where both are there, its sphere is the one around the object alone.
 ARCHIVES = ("cameras_sphere.npz", "cameras.npz")
@@ -111,7 +112,7 @@ def _read_matrices(path: Path) -> tuple[dict[int, np.ndarray], dict[int, np.ndar
 
 def _pair(images: list[str], projections: dict[int, np.ndarray], capture: Capture) -> dict[str, int]:
     """The camera's number for every image: the number in its name, or else its place among the sorted names."""
-    numbers = {name: _number(name) for name in images}
+    numbers = {name: number_in_name(name) for name in images}
     if len(set(numbers.values())) == len(images) and set(numbers.values()) <= set(projections):
         if len(images) < len(projections):
             capture.notices.append(
@@ -127,19 +128,13 @@ def _pair(images: list[str], projections: dict[int, np.ndarray], capture: Captur
     return dict(zip(images, ordered, strict=True))
 
 
-def _number(name: str) -> int | None:
-    """The number that the name of a photograph or mask is, as in 000012.png and 000012_rgb.png."""
-    match = re.fullmatch(r"([0-9]{1,9})(_rgb)?\.\w+", name, re.IGNORECASE)
-    return None if match is None else int(match.group(1))
-
-
 def _masks(images: list[str], masks: list[str], capture: Capture) -> dict[str, str]:
     """The mask of every image that has one: of its name, of its number (000012.png has 012.png in DTU), or, where
     there are as many whose names say nothing or count from another number, of its place among the sorted names."""
     stems = by_stem(masks, capture.source.parent / "mask")
-    numbers = {number: name for name in masks if (number := _number(name)) is not None}
+    numbers = {number: name for name in masks if (number := number_in_name(name)) is not None}
     by_name = {image: stems[stem] for image in images if (stem := image.rpartition(".")[0]) in stems}
-    by_number = {image: numbers[number] for image in images if (number := _number(image)) in numbers}
+    by_number = {image: numbers[number] for image in images if (number := number_in_name(image)) in numbers}
     found = max(by_name, by_number, key=len)
     if len(masks) == len(images) and (not found or _offset(images, masks)):
         capture.notices.append(f"The masks go by their order: {masks[0]!r} is that of {images[0]!r}.")
@@ -151,7 +146,7 @@ def _masks(images: list[str], masks: list[str], capture: Capture) -> dict[str, s
 
 def _offset(images: list[str], masks: list[str]) -> int:
     """By how much the numbers of all masks differ from those of the images, place for place; 0 if it varies."""
-    numbers = [(_number(image), _number(mask)) for image, mask in zip(images, masks, strict=True)]
+    numbers = [(number_in_name(image), number_in_name(mask)) for image, mask in zip(images, masks, strict=True)]
     offsets = {None if image is None or mask is None else mask - image for image, mask in numbers}
     return (offsets.pop() or 0) if len(offsets) == 1 else 0
 
