@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from nfc_splat.data import load_scene
 from nfc_splat.demo import Settings, write_scene
 from nfc_splat.errors import UserError, run_command
 from nfc_splat.open3d_loader import load_open3d
+from nfc_splat.scenery import lighting
 
 try:
     load_open3d()
@@ -37,6 +39,12 @@ def urn(tmp_path_factory) -> Path:
     return write_scene(tmp_path_factory.mktemp("demo") / "urn", Settings("object", **SMALL))
 
 
+@pytest.fixture
+def dim(monkeypatch):
+    """Hardly any reflected light, which takes most of a small scene's time: for tests of folders, not of pictures."""
+    monkeypatch.setattr(lighting, "bake", partial(lighting.bake, gathers=1, bounces=0))
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -47,12 +55,17 @@ def depths(room: Path) -> np.ndarray:
     return np.stack([np.asarray(Image.open(file)) for file in files]).astype(np.float64) * DEPTH_STEP
 
 
-def cast(mesh: Path, rays: np.ndarray) -> np.ndarray:
-    """Distances along rays [..., 6] to a mesh file, read by open3d."""
-    open3d = load_open3d()
-    scene = open3d.t.geometry.RaycastingScene()
-    scene.add_triangles(open3d.t.io.read_triangle_mesh(str(mesh)))
-    return scene.cast_rays(open3d.core.Tensor(rays.astype(np.float32)))["t_hit"].numpy()
+class Caster:
+    """A mesh file, read by open3d: called with rays [..., 6], the distances along them."""
+
+    def __init__(self, mesh: Path):
+        open3d = load_open3d()
+        self.tensor = open3d.core.Tensor
+        self.scene = open3d.t.geometry.RaycastingScene()
+        self.scene.add_triangles(open3d.t.io.read_triangle_mesh(str(mesh)))
+
+    def __call__(self, rays: np.ndarray) -> np.ndarray:
+        return self.scene.cast_rays(self.tensor(rays.astype(np.float32)))["t_hit"].numpy()
 
 
 def test_room_has_replicas_layout(room):
@@ -97,12 +110,12 @@ def test_the_mesh_seen_through_the_readers_cameras_reproduces_the_depth(room):
     scene = load_scene(room, undistort=True)
     assert scene.format == "replica"
     assert (len(scene.splits["train"]), len(scene.splits["test"])) == (27, 3)
-    stored = depths(room)
+    stored, cast = depths(room), Caster(room / "room_mesh.ply")
     for split in scene.splits.values():
         for k, name in enumerate(split.names):
             rays = split.cameras[k].rays()
             both = torch.cat([rays.origins.expand_as(rays.directions), rays.directions], -1)[0].numpy()
-            error = np.abs(cast(room / "room_mesh.ply", both) - stored[int(name[-10:-4])])
+            error = np.abs(cast(both) - stored[int(name[-10:-4])])
             # Rays that graze a silhouette may fall to either side of it.
             assert np.quantile(error, 0.98) < 0.6 * DEPTH_STEP + 1e-5
             assert np.median(error) < 0.5 * DEPTH_STEP
@@ -177,12 +190,13 @@ def test_object_is_a_blender_scene_with_straight_alpha(urn):
     assert (len(scene.splits["train"]), len(scene.splits["test"])) == (VIEWS, 7)
     assert scene.has_alpha
     frames = json.loads((urn / "transforms_train.json").read_text())["frames"]
+    cast = Caster(urn / "urn_mesh.ply")
     assert Image.open(urn / (frames[0]["file_path"] + ".png")).mode == "RGBA"
     for split in scene.splits.values():
         for k in range(len(split)):
             rays = split.cameras[k].rays()
             both = torch.cat([rays.origins.expand_as(rays.directions), rays.directions], -1)[0].numpy()
-            covered = np.isfinite(cast(urn / "urn_mesh.ply", both))
+            covered = np.isfinite(cast(both))
             alpha = split.image(k)[..., 3].numpy() > 127
             assert 0.05 < covered.mean() < 0.6
             assert (covered == alpha).mean() > 0.995
@@ -211,14 +225,14 @@ def test_the_room_is_reproducible_too(room, tmp_path):
     assert contents(write_scene(tmp_path / "again", Settings(**SMALL))) == contents(room)
 
 
-def test_a_folder_with_other_things_is_left_alone(tmp_path):
+def test_a_folder_with_other_things_is_left_alone(dim, tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(UserError, match=r"thesis\.tex"):
         write_scene(tmp_path, Settings("object", **SMALL))
     assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_a_demo_scene_with_something_added_is_left_alone(urn, tmp_path):
+def test_a_demo_scene_with_something_added_is_left_alone(dim, tmp_path):
     mine = tmp_path / "scene"
     write_scene(mine, Settings("object", 2, 16, 16, 1))
     (mine / "notes.txt").write_text("precious")
@@ -227,27 +241,27 @@ def test_a_demo_scene_with_something_added_is_left_alone(urn, tmp_path):
     assert (mine / "notes.txt").read_text() == "precious"
 
 
-def test_a_demo_scene_is_replaced_by_another(tmp_path):
+def test_a_demo_scene_is_replaced_by_another(dim, tmp_path):
     write_scene(tmp_path / "scene", Settings("object", 4, 16, 16, 1))
     write_scene(tmp_path / "scene", Settings("object", 2, 16, 16, 1))
     assert len(list((tmp_path / "scene" / "train").iterdir())) == 2
     assert [entry.name for entry in tmp_path.iterdir()] == ["scene"]
 
 
-def test_an_empty_working_folder_can_be_filled(tmp_path, monkeypatch):
+def test_an_empty_working_folder_can_be_filled(dim, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_scene(Path("."), Settings("object", 2, 16, 16, 1))
     assert (tmp_path / "demo.json").is_file()
     assert (tmp_path / "train" / "r_1.png").is_file()
 
 
-def test_leftovers_of_a_killed_process_do_not_stand_in_the_way(tmp_path):
+def test_leftovers_of_a_killed_process_do_not_stand_in_the_way(dim, tmp_path):
     (tmp_path / "scene" / ".partial" / "train").mkdir(parents=True)
     write_scene(tmp_path / "scene", Settings("object", 2, 16, 16, 1))
     assert not (tmp_path / "scene" / ".partial").exists()
 
 
-def test_an_earlier_scene_survives_a_failure(tmp_path, monkeypatch):
+def test_an_earlier_scene_survives_a_failure(dim, tmp_path, monkeypatch):
     from nfc_splat.scenery import export
 
     scene = write_scene(tmp_path / "scene", Settings("object", 2, 16, 16, 1))
@@ -262,7 +276,7 @@ def test_an_earlier_scene_survives_a_failure(tmp_path, monkeypatch):
     assert contents(scene) == before
 
 
-def test_a_failure_on_the_way_leaves_nothing_behind(tmp_path, monkeypatch):
+def test_a_failure_on_the_way_leaves_nothing_behind(dim, tmp_path, monkeypatch):
     from nfc_splat.scenery import export
 
     def full(*args, **kwargs):
