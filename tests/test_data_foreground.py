@@ -44,7 +44,7 @@ def test_masks_show_the_object_and_every_pixel_counts(root):
     for i in range(len(train)):
         assert torch.equal(train.foreground(i), expected)
         assert train.mask(i) is None
-    assert any("every pixel counts all the same" in notice for notice in scene.notices)
+    assert any("every pixel is measured all the same" in notice for notice in scene.notices)
     found = {finding.subject: finding.text for finding in scene_findings(scene, None)["Images"]}
     assert found["foreground"] == "12 images with a mask, 50 % of the pixels of the object"
     assert "masks" not in found

@@ -63,6 +63,7 @@ RUNS = {
 }
 RUNS["dvgo"][1].update(mask_every=2, lr_density=1.0, lr_decay_steps=160, tv_dense_until=3)
 RUNS["dvgo-unbounded"][1].update(mask_every=2, tv_dense_until=3)
+RUNS["neus"][1].update(mask_weight=0.5)
 RUNS["3dgs"][1].update(refine_stop=7, lr_quats=0)  # a ball has no direction: its gradient is rounding alone
 
 

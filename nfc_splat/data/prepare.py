@@ -156,7 +156,7 @@ def _check_masks(frames: Sequence[Frame], capture: Capture, config: DataConfig) 
     capture.notices.append(
         "What lies outside the foreground masks is ignored."
         if config.ignore_background
-        else "The scene has foreground masks; every pixel counts all the same (see --ignore-background)."
+        else "The scene has foreground masks; every pixel is measured all the same (see --ignore-background)."
     )
 
 
