@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from interrupted_runs import assert_same, crash_at, newest
+from neus_toys import SMALL, build, small
 from ngp_scenes import RADIUS, write_ball
-from test_fields_neus import SMALL, build, small
 
 from nfc_splat.fields.neus import Recipe, export
 from nfc_splat.train import train

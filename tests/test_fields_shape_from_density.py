@@ -11,8 +11,8 @@ from dvgo_toys import RADIUS as BALL
 from dvgo_toys import toy_config, write_ball
 from export_scenes import cameras_around
 from interrupted_runs import assert_same, newest
+from neus_toys import SMALL, build, small
 from ngp_scenes import geometry
-from test_fields_neus import SMALL, build, small
 
 from nfc_splat.errors import UserError
 from nfc_splat.fields import dvgo, neus, shape_from_density

@@ -18,7 +18,7 @@ import torch
 import training_toy
 from eval_toys import cameras
 from interrupted_runs import newest
-from test_fields_neus import SMALL
+from neus_toys import SMALL
 from test_training_rays import WHITE, Views
 
 from nfc_splat.errors import UserError
