@@ -99,6 +99,7 @@ def test_surfaces_are_extracted_and_measured_against_the_scenes_truth(tmp_path, 
         (["a", "--experiment", "grid", "--", "--voxels", "8"], "-- --voxels: is for the comparison to say"),
         (["a", "--jobs", "0"], "--jobs 0: expected 1 or more"),
         (["a", "--experiment", "static", "cost", "--jobs", "2"], "--jobs 2: --experiment cost compares times"),
+        (["a", "--experiment", "cost", "--cluster"], "--cluster: --experiment cost compares times"),
         (["a", "--truth", "x.ply"], "--truth x.ply: is for one scene and an experiment that measures surfaces"),
     ],
 )
@@ -145,6 +146,17 @@ def test_equal_trainings_share_a_run_whatever_they_are_called(tmp_path):
     assert alone.run == "a-dvgo-classification-1"  # so that a later comparison finds it
     neus = plan([EXPERIMENTS["lambda"]], scenes, ["neus"], *plain)
     assert [case.run for case in neus if case.name != case.run] == ["a-neus-classification-1"]  # its own weight is 20
+
+
+def test_a_run_that_was_watched_serves_those_who_do_not_ask_for_its_curve(tmp_path):
+    scenes, rest = [MeasuredScene(tmp_path / "a")], (["dvgo"], [1], Budget("quick"), tmp_path)
+    for case in plan([EXPERIMENTS["curves"]], scenes, *rest):
+        write_json(case.folder / "eval/summary.json", {"psnr": 30.0})
+        write_json(case.folder / "config.json", {"scene": {}})
+    cases = plan([EXPERIMENTS["static"]], scenes, *rest)
+    assert [case.variant for case in cases] == ["regression", "classification"]
+    assert [case.run for case in cases] == [f"a-dvgo-{loss}_recorded-1" for loss in ("regression", "classification")]
+    assert all(case.done for case in cases)
 
 
 def test_variants_that_a_method_does_not_have_are_named(tmp_path, planned):
@@ -334,20 +346,21 @@ def test_a_stopped_comparison_goes_on_and_one_failure_does_not_end_it(tmp_path, 
     assert "resumed at step" in Path("out/cases/ball-3dgs-regression-42.log").read_text()
     assert "ball-nerf-regression-42: failed (2): " in out
     assert "--init-points" in out
-    cases = json.loads(Path("out/static.json").read_text())["cases"]
+    cases = json.loads(Path("out/static-ball-3dgs+nerf.json").read_text())["cases"]
     assert [bool(case["measured"]) for case in cases] == [True, True, False, False]
     assert all(case["measured"]["psnr"] > 5 for case in cases[:2])
 
-    page = Path("out/static.html").read_text()
+    page = Path("out/static-ball-3dgs+nerf.html").read_text()
     assert "ball: images by regression and by classification" in page
     assert "ball-nerf-regression-42: failed (2)" in page
     assert f"{cases[0]['measured']['psnr']:.2f}" in page
 
-    before = Path("out/static.csv").read_text().splitlines()
+    before = Path("out/static-ball-3dgs+nerf.csv").read_text().splitlines()
     assert compare([*asked, "--methods", "3dgs", "--", *SIZE]) == 0
     assert capsys.readouterr().out.count("done before") == 2
-    rows = Path("out/static.csv").read_text().splitlines()
+    rows = Path("out/static-ball-3dgs.csv").read_text().splitlines()
     assert rows == before[: len(rows)]
+    assert Path("out/static-ball-3dgs+nerf.csv").read_text().splitlines() == before
     with pytest.raises(UserError, match="was begun with other flags than now"):
         compare([*asked, "--", *SIZE, "--sh-degree", "1"])
 
@@ -364,7 +377,7 @@ def test_surfaces_of_a_comparison(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     words = ["ball", "--experiment", "surface", "--preset", "quick", "--methods", "3dgs", "--out", "out"]
     assert compare([*words, "--", *SIZE]) == 0
-    (case,) = json.loads(Path("out/surface.json").read_text())["cases"]
+    (case,) = json.loads(Path("out/surface-ball-3dgs.json").read_text())["cases"]
     assert 0 < case["measured"]["fscore"] <= 1
     out = capsys.readouterr().out
     assert "protocol plain" in out

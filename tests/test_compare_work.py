@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from nfc_splat.compare import estimate, work
-from nfc_splat.compare.plan import Case, Command
+from nfc_splat.compare.plan import Case, Command, MeasuredScene
 from nfc_splat.compare.records import read_record, record_path, write_record
 from nfc_splat.errors import UserError
 from nfc_splat.files import write_json
@@ -61,9 +61,8 @@ def modules(tmp_path, monkeypatch):
 
 
 def case_of(folder, name, *commands, method="dvgo"):
-    return Case(
-        name, "a", method, "regression", 0, folder / name, tuple(Command(words, product) for words, product in commands)
-    )
+    done = tuple(Command(words, product) for words, product in commands)
+    return Case(name, "a", method, "regression", 0, folder / name, done, MeasuredScene(folder / "a"))
 
 
 def leaving(folder, name, **options):
@@ -159,11 +158,11 @@ def test_a_signal_reaches_every_process_once_and_nothing_is_begun_after_it(tmp_p
 
 DRIVER = """
 import pathlib, sys
-from nfc_splat.compare.plan import Case, Command
+from nfc_splat.compare.plan import Case, Command, MeasuredScene
 from nfc_splat.compare.work import do
 begun, product = map(pathlib.Path, sys.argv[1:])
 command = Command(("linger", str(begun), str(product)), product)
-do([Case("a", "a", "dvgo", "regression", 0, begun.parent / "a", (command,))])
+do([Case("a", "a", "dvgo", "regression", 0, begun.parent / "a", (command,), MeasuredScene(begun))])
 """
 
 

@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     groups = [(one, results.cases_of(one, cases, methods, options.preset)) for one in experiments]
     tables, files = results.report(groups, failures, options.out)
     command = f"{PROGRAM} {shlex.join(sys.argv[1:] if arguments is None else arguments)}"
-    page = options.out / f"{results.stem(groups)}.html"
+    page = next(iter(files)).with_suffix(".html")
     for path in [*files, *results.write_page(tables, files, runs, failures, page, command)]:
         print(f"  wrote {path}")
     return 1 if failures else 0
@@ -107,10 +107,11 @@ def _plan(
         raise UserError(f"--truth {options.truth}: is for one scene and an experiment that measures surfaces")
     if options.jobs < 1:
         raise UserError(f"--jobs {options.jobs}: expected 1 or more")
-    if options.jobs > 1 and any(experiment.cost for experiment in experiments):
+    shared = "--cluster" if options.cluster else f"--jobs {options.jobs}" if options.jobs > 1 else ""
+    if shared and any(experiment.cost for experiment in experiments):
         raise UserError(
-            f"--jobs {options.jobs}: --experiment cost compares times, and runs at the same time slow each other down; "
-            "leave one of the two out"
+            f"{shared}: --experiment cost compares times, which want one machine and one run at a time; leave one of "
+            "the two out"
         )
     find = plan.with_truth if surfaces else lambda scene, truth: plan.MeasuredScene(scene)
     scenes = [find(scene, options.truth) for scene in options.scenes]

@@ -22,15 +22,17 @@ def measured(case: Case) -> dict[str, Any] | None:
     """The metrics that a finished case left, and how its surface was measured; None of an unfinished one.
 
     `render_seconds` are those of the median view. Lengths are in metres, or in the units of the files. `threads` are
-    the training's, `jobs` how many runs went on at a time, None where that is not recorded.
+    the training's, `jobs` how many runs went on at a time, `machine` its processor and GPUs; None where that is not
+    recorded.
     """
     if not case.done:
         return None
     summary = read_json(case.folder / "eval" / "summary.json")
     found = {name: summary.get(name) for name in (*IMAGES, *COSTS, "primitives", "steps")}
     found[DRAWING] = summary.get("median_seconds")
-    settings = read_json(case.folder / CONFIG_FILE).get("train", {})
-    found |= {"threads": settings.get("threads"), "jobs": read_record(case).get("jobs")}
+    config = read_json(case.folder / CONFIG_FILE)
+    found |= {"threads": config.get("train", {}).get("threads"), "jobs": read_record(case).get("jobs")}
+    found["machine"] = _machine(config.get("hardware", {}))
     if len(case.commands) > 1:
         geometry = read_json(case.folder / MESH_FOLDER / "metrics.json")
         values, threshold = geometry["metrics"], geometry["protocol"]["thresholds"][0]
@@ -38,6 +40,11 @@ def measured(case: Case) -> dict[str, Any] | None:
         found |= {name: values[f"{name}@{threshold:g}"] for name in ("precision", "recall", "fscore")}
         found |= {"threshold": threshold, "geometry_protocol": geometry["protocol"]["name"]}
     return found
+
+
+def _machine(hardware: dict[str, Any]) -> str | None:
+    gpus = hardware.get("gpus") or []
+    return ", ".join([f"{hardware['cores']} cores of {hardware['cpu']}", *gpus]) if "cpu" in hardware else None
 
 
 def curves(folder: Path) -> dict[str, dict[int, float]]:

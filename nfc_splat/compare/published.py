@@ -4,9 +4,11 @@ seconds.
 Their runs had another budget, mostly larger images, one seed, and hardware that is not ours.
 """
 
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from nfc_splat.compare.experiments import CLASSIFICATION, CLASSIFICATION_ALONE, REGRESSION
@@ -32,36 +34,48 @@ class Row:
     source: str
 
 
+def name_of(folder: Path) -> str:
+    """The name by which the paper's scenes are known here: the folder's own, but scan1 to scan8 of Replica, as MonoSDF
+    and SDFStudio number them, are its rooms."""
+    folder = folder.resolve()
+    scan = re.fullmatch("scan([1-8])", folder.name.lower())
+    return ROOMS[int(scan[1]) - 1] if scan and "replica" in folder.parent.name.lower() else folder.name
+
+
 def published(experiment: str, scene: str) -> list[Row]:
-    """The rows that go with a table of ours: those of the scene, where the paper has it, else of the experiment, where
-    it has only one.
+    """What the paper has of a scene, none where it is not one of its scenes.
 
     Args:
         experiment: its name.
-        scene: name of its folder, as `room0` or `truck`.
+        scene: as `name_of` has it: a room of Replica, or a name with `truck`, `chair`, `lego` or `hook` as a word.
     """
     scene = scene.lower()
-    if experiment in TRAINED and scene in ROOMS:
-        number = ROOMS.index(scene) + 1
-        if experiment == "cost":
-            return _cost(number)
-        rows = {label: DVGO_REPLICA[label][number - 1] for label in TRAINED[experiment]}
-        return [Row("dvgo", label, _images(row), f"scene {number} of Replica, Table 13") for label, row in rows.items()]
+    words = set(re.split("[^a-z0-9]+", scene))
+    if scene in ROOMS:
+        return _replica(experiment, ROOMS.index(scene) + 1)
     if experiment == "static" and scene in ADVANCED:
         source = "means over four scenes of Tanks and Temples Advanced, Table 2"
         return [row for method, rows in TANKS.items() for row in _pair(method, rows, source)]
-    if experiment in ("sparse", "noise") and "truck" in scene:
+    if experiment in ("sparse", "noise") and "truck" in words:
         return _lines("dvgo", TRUCK[experiment], "Truck of Tanks and Temples")
-    if experiment == "dynamic":
-        known = next((name for name in DNERF if name in scene), None)
-        return [] if known is None else _pair("dnerf", DNERF[known], f"{known}, Table 3")
-    if experiment == "few-views":
+    if experiment == "dynamic" and (known := words & DNERF.keys()):
+        (name,) = known
+        return _pair("dnerf", DNERF[name], f"{name}, Table 3")
+    if experiment == "few-views" and "chair" in words:
         where = "the Chair of NeRF synthetic at 800x800, from a number of views that the paper does not state"
         return _pair("strivec", CHAIR, where)
-    if experiment == "surface":
-        source = "means over eight scenes of Replica, another scene and budget"
-        return [Row("neus", label, metrics, source) for label, metrics in NEUS_REPLICA.items()]
     return []
+
+
+def _replica(experiment: str, number: int) -> list[Row]:
+    """What there is of a scene of Replica, by its number from 1 on."""
+    if experiment == "cost":
+        return _cost(number)
+    table = {label: DVGO_REPLICA[label][number - 1] for label in TRAINED.get(experiment, ())}
+    rows = [Row("dvgo", label, _images(row), f"scene {number} of Replica, Table 13") for label, row in table.items()]
+    if experiment in ("static", "surface"):
+        rows += [Row("neus", label, metrics, NEUS_SOURCE) for label, metrics in NEUS_REPLICA.items()]
+    return rows
 
 
 def _images(row: tuple[float, float, float]) -> dict[str, float]:
@@ -83,14 +97,14 @@ def _lines(method: str, rows: Mapping[str, tuple[Any, Any]], source: str) -> lis
 def published_mean(experiment: str, scenes: Sequence[str]) -> list[Row]:
     """The rows that go with a table of means: the mean of what the paper has of these scenes, none if it lacks one."""
     found = [{(row.method, row.variant): row for row in published(experiment, scene)} for scene in scenes]
-    keys = [key for key in found[0] if all(key in rows for rows in found)]
+    keys = [key for key in found[0] if all(key in rows for rows in found)] if found else []
     rows = []
     for key in keys:
-        metrics = [rows[key].metrics for rows in found]
-        means = {name: statistics.fmean(one[name] for one in metrics) for name in metrics[0]}
         sources = {rows[key].source for rows in found}
         if len(sources) > 1 and any(source.startswith("means") for source in sources):
             continue  # a scene's row and a row that is a mean already have no mean
+        metrics = [rows[key].metrics for rows in found]
+        means = {name: statistics.fmean(one[name] for one in metrics) for name in metrics[0]}
         source = sources.pop() if len(sources) == 1 else f"means of the same {len(scenes)} scenes"
         rows.append(Row(*key, means, source))
     return rows
@@ -167,6 +181,7 @@ DNERF = {
     "lego": ((21.64, 0.839, 0.165), (23.11, 0.886, 0.121)),
     "hook": ((29.25, 0.965, 0.118), (29.45, 0.967, 0.0392)),
 }
+NEUS_SOURCE = "means over eight scenes of Replica, Table 6"
 CHAIR = ((28.53, 0.944, 0.0672), (32.10, 0.969, 0.0217))
 NEUS_REPLICA = {
     REGRESSION.label: {

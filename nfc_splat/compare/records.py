@@ -48,7 +48,7 @@ def forget_other_surface(case: Case) -> bool:
 
 def _surface(case: Case) -> dict[str, str] | None:
     """What the case's surface is measured against."""
-    if len(case.commands) == 1 or case.source is None or case.source.truth is None:
+    if len(case.commands) == 1 or case.source.truth is None:
         return None
     return {"truth": _digest(case.source.truth), "protocol": case.source.protocol}
 

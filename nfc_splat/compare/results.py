@@ -1,6 +1,7 @@
 """What a comparison leaves: tables on the screen, and the same as JSON, CSV, LaTeX and plots."""
 
 import csv
+import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -14,6 +15,8 @@ from nfc_splat.compare.plot import write_plot
 from nfc_splat.compare.rows import Numbers
 from nfc_splat.compare.tables import Table, mean_table, scene_table
 from nfc_splat.files import atomic_path, write_json
+
+LONGEST = 100  # characters of a file's name that says everything
 
 
 def cases_of(experiment: Experiment, cases: Sequence[Case], methods: Sequence[str], preset: str) -> list[Case]:
@@ -34,7 +37,7 @@ def report(
     groups: Sequence[tuple[Experiment, Sequence[Case]]], failures: Mapping[str, str], out: Path
 ) -> tuple[list[Table], dict[Path, str]]:
     """Print the tables of each experiment's cases, and write them as JSON, CSV and LaTeX, with plots. The files are
-    called after the experiments, so that one comparison leaves another's alone.
+    called after experiments, scenes and methods, so that one comparison leaves another's alone.
 
     Args:
         failures: what went wrong, by case's name; such cases are left out of the tables.
@@ -54,7 +57,7 @@ def report(
     records = [_record(case, numbers, failures) for case in cases]
     listed = [{"name": experiment.name, "summary": experiment.summary} for experiment, _ in groups]
     content = {"experiments": listed, "cases": records, "training_images": training_images(cases)[0]}
-    files = {out / f"{stem(groups)}.{kind}": "" for kind in ("json", "csv", "tex")}
+    files = {out / f"{_stem(groups)}.{kind}": "" for kind in ("json", "csv", "tex")}
     as_json, as_csv, as_latex = files
     write_json(as_json, content | {"tables": [asdict(table) for table in tables]})
     _write_csv(as_csv, records)
@@ -64,9 +67,14 @@ def report(
     return tables, files
 
 
-def stem(groups: Sequence[tuple[Experiment, Sequence[Case]]]) -> str:
-    """What the files of a comparison of these experiments are called."""
-    return "+".join(experiment.name for experiment, _ in groups)
+def _stem(groups: Sequence[tuple[Experiment, Sequence[Case]]]) -> str:
+    """What a comparison's files are called: after its experiments and scenes, and methods that are not the usual."""
+    cases = [case for _, group in groups for case in group]
+    usual = {method for experiment, _ in groups for method in experiment.methods}
+    methods = dict.fromkeys(case.method for case in cases)
+    parts = [[experiment.name for experiment, _ in groups], dict.fromkeys(case.scene for case in cases)]
+    name = "-".join("+".join(part) for part in [*parts, *([methods] if methods.keys() != usual else [])])
+    return name if len(name) <= LONGEST else f"{name[:LONGEST]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def write_page(

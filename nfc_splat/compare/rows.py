@@ -5,7 +5,8 @@ What is repeated and independent is a unit: a scene where there are several of t
 """
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,27 +52,24 @@ class Result:
 
 def results_of(experiment: Experiment, cases: Sequence[Case], numbers: Numbers, metrics: Sequence[str]) -> list[Result]:
     """One result per method and variant, in the order of the cases."""
-    groups: dict[tuple[str, str], list[Case]] = {}
-    for case in cases:
-        groups.setdefault((case.method, case.variant), []).append(case)
-    runs = {key: _runs(group, numbers) for key, group in groups.items()}
+    found, common = _by_row(cases, numbers), in_common(cases, numbers)
+    runs = {key: {unit: run for unit, run in row.items() if unit in common} for key, row in found.items()}
+    planned = Counter((case.method, case.variant) for case in cases)
     several = len({case.scene for case in cases}) > 1
-    common = in_common(runs.values())
     beside = {variant.label: variant.beside for variant in experiment.variants}
     first: dict[str, str] = {}
     results = []
-    for (method, variant), group in groups.items():
+    for method, variant in found:
         reference = beside.get(variant) or first.setdefault(method, variant)
         mine, rival = runs[method, variant], runs.get((method, experiment.rival), {})
         others = {} if reference == variant else runs.get((method, reference), {})
-        kept = {key: found for key, found in mine.items() if key in common}
         results.append(
             Result(
                 method,
                 variant,
-                finished=len(mine),
-                planned=len(group),
-                means={name: _mean(_values(kept, name, several)) for name in metrics},
+                finished=len(found[method, variant]),
+                planned=planned[method, variant],
+                means={name: _mean(_values(mine, name, several)) for name in metrics},
                 beside=None if reference == variant else reference,
                 differences=_differences(mine, others, several),
                 rival={} if variant == experiment.rival else _differences(rival, mine, several),
@@ -80,14 +78,21 @@ def results_of(experiment: Experiment, cases: Sequence[Case], numbers: Numbers, 
     return results
 
 
-def in_common(rows: Iterable[Runs]) -> set[tuple[str, int]]:
-    """The scenes and seeds that all rows have of which anything is there."""
-    keys = [set(row) for row in rows if row]
+def in_common(cases: Sequence[Case], numbers: Numbers) -> set[tuple[str, int]]:
+    """The scenes and seeds that all rows have of which anything is there. Means and differences are over these, so that
+    a difference is that of the means beside it."""
+    keys = [set(row) for row in _by_row(cases, numbers).values() if row]
     return set.intersection(*keys) if keys else set()
 
 
-def _runs(group: Sequence[Case], numbers: Numbers) -> dict[tuple[str, int], Mapping[str, Any]]:
-    return {(case.scene, case.seed): found for case in group if (found := numbers[case.name])}
+def _by_row(cases: Sequence[Case], numbers: Numbers) -> dict[tuple[str, str], Runs]:
+    """What was measured, by method and variant."""
+    rows: dict[tuple[str, str], dict[tuple[str, int], Mapping[str, Any]]] = {}
+    for case in cases:
+        row = rows.setdefault((case.method, case.variant), {})
+        if numbers[case.name]:
+            row[case.scene, case.seed] = numbers[case.name]
+    return rows
 
 
 def _values(runs: Runs, name: str, by_scene: bool) -> list[float] | None:
@@ -110,7 +115,7 @@ def _mean(values: Sequence[float] | None) -> Mean | None:
 
 
 def _differences(mine: Runs, others: Runs, by_scene: bool) -> dict[str, Difference]:
-    """By metric, unit by unit, over the scenes and seeds that both have."""
+    """By metric, unit by unit."""
     keys = [key for key in mine if key in others]
     differences = {}
     for name in IMAGES:

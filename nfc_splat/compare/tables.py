@@ -2,16 +2,16 @@
 deviation where there are several values. Printed, and as LaTeX."""
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nfc_splat.compare.experiments import Experiment
 from nfc_splat.compare.measured import COSTS, DRAWING, IMAGES, LENGTHS, RATIOS
 from nfc_splat.compare.paired import Difference
 from nfc_splat.compare.plan import Case
-from nfc_splat.compare.published import Row, published, published_mean
-from nfc_splat.compare.rows import Mean, Numbers, Result, results_of
+from nfc_splat.compare.published import Row, name_of, published, published_mean
+from nfc_splat.compare.rows import Mean, Numbers, Result, in_common, results_of
 from nfc_splat.terminal import print_table
 
 HEADINGS = {
@@ -80,14 +80,18 @@ class Table:
 def scene_table(experiment: Experiment, scene: str, cases: Sequence[Case], numbers: Numbers) -> Table:
     """One scene's table, with what the paper printed of it."""
     title = f"{scene}: {experiment.summary}"
-    return _table(title, experiment, cases, numbers, published(experiment.name, scene))
+    return _table(title, experiment, cases, numbers, published(experiment.name, name_of(cases[0].source.folder)))
 
 
 def mean_table(experiment: Experiment, cases: Sequence[Case], numbers: Numbers) -> Table:
-    """The table of all scenes together, beside the mean of what the paper printed of the same ones."""
-    scenes = list(dict.fromkeys(case.scene for case in cases))
-    title = f"mean of {len(scenes)} scenes: {experiment.summary}"
-    return _table(title, experiment, cases, numbers, published_mean(experiment.name, scenes))
+    """The table of all scenes together, beside the mean of what the paper printed of the same ones: those that all rows
+    have."""
+    common = {scene for scene, _ in in_common(cases, numbers)}
+    names = {case.scene: name_of(case.source.folder) for case in cases}
+    known = [name for scene, name in names.items() if scene in common]
+    count = f"{len(known)} of {len(names)}" if len(known) < len(names) else f"{len(names)}"
+    title = f"mean of {count} scenes: {experiment.summary}"
+    return _table(title, experiment, cases, numbers, published_mean(experiment.name, known))
 
 
 def _table(
@@ -97,6 +101,8 @@ def _table(
     results = results_of(experiment, cases, numbers, columns)
     methods = {result.method for result in results}
     printed = [row for row in printed if row.method in methods]
+    if _protocols(cases, numbers).keys() != {"replica"}:  # the paper's surfaces, which another protocol's are not like
+        printed = [replace(row, metrics=_of_images(row.metrics)) for row in printed]
     rows = []
     for result in results:
         rows.append(_row(result, columns))
@@ -144,6 +150,21 @@ def _columns(experiment: Experiment, found: Sequence[Mapping[str, Any] | None]) 
     return [name for name in columns if name not in optional or any(one[name] is not None for one in known)]
 
 
+def _protocols(cases: Sequence[Case], numbers: Numbers) -> dict[str, list[float]]:
+    """The thresholds of precision and recall, by protocol; empty where no surfaces were measured."""
+    found: dict[str, list[float]] = {}
+    for case in cases:
+        run = numbers[case.name] or {}
+        if "geometry_protocol" in run:
+            thresholds = found.setdefault(run["geometry_protocol"], [])
+            thresholds += [run["threshold"]] if run["threshold"] not in thresholds else []
+    return found
+
+
+def _of_images(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if name not in LENGTHS + RATIOS}
+
+
 def _notes(
     experiment: Experiment,
     cases: Sequence[Case],
@@ -152,22 +173,39 @@ def _notes(
     sources: Sequence[str],
 ) -> list[str]:
     notes = _contrast_notes(experiment, results)
-    seeds, scenes = len({case.seed for case in cases}), len({case.scene for case in cases})
     if any(result.finished < result.planned for result in results):
         notes.insert(0, "means are over the scenes and seeds that all rows have of which anything is there")
-    if scenes > 1:
-        of_seeds = f", each the mean over {seeds} seeds" if seeds > 1 else ""
-        notes.insert(0, f"mean and standard deviation over {scenes} scenes{of_seeds}")
-    elif seeds > 1:
-        notes.insert(0, f"mean and standard deviation over {seeds} seeds")
-    known = [found for case in cases if (found := numbers[case.name])]
-    if experiment.surfaces and known:
-        words = (
-            f"protocol {known[0]['geometry_protocol']}, precision, recall and F-score within {known[0]['threshold']:g}"
+    notes[:0] = _mean_notes(cases, in_common(cases, numbers))
+    if surfaces := _protocols(cases, numbers):
+        kinds = (
+            f"protocol {name}, precision, recall and F-score within {' or '.join(f'{one:g}' for one in thresholds)}"
+            for name, thresholds in surfaces.items()
         )
-        notes.append(f"surfaces: {words}; lengths in the truth's units, ratios in %")
-    notes += [f"*: as published, {source} (arXiv 2403.01058)" for source in sources]
-    return notes
+        notes.append(f"surfaces: {'; '.join(kinds)}; lengths in the truth's units, ratios in %")
+        if sum(map(len, surfaces.values())) > 1:
+            notes.append("surfaces: those measured in different ways cannot be compared, and their mean says nothing")
+    return [*notes, *_time_notes(cases, numbers), *(f"*: as published, {one} (arXiv 2403.01058)" for one in sources)]
+
+
+def _mean_notes(cases: Sequence[Case], common: Set[tuple[str, int]]) -> list[str]:
+    """What the cells are means of."""
+    scenes, seeds = ({unit[k] for unit in common} for k in (0, 1))
+    if len(scenes) > 1:
+        of_seeds = f", each the mean over {len(seeds)} seeds" if len(seeds) > 1 else ""
+        return [f"mean and standard deviation over {len(scenes)} scenes{of_seeds}"]
+    if scenes and len({case.scene for case in cases}) > 1:
+        return [f"all rows have {scenes.pop()} alone" + (f": means over {len(seeds)} seeds" if len(seeds) > 1 else "")]
+    return [f"mean and standard deviation over {len(seeds)} seeds"] if len(seeds) > 1 else []
+
+
+def _time_notes(cases: Sequence[Case], numbers: Numbers) -> list[str]:
+    """A sentence where times were taken under conditions that differ."""
+    found = [run for case in cases if (run := numbers[case.name])]
+    conditions = dict.fromkeys((run.get("threads"), run.get("jobs"), run.get("machine")) for run in found)
+    if len(conditions) < 2:
+        return []
+    listed = "; ".join(f"{threads} threads, {jobs} at a time, {machine}" for threads, jobs, machine in conditions)
+    return [f"train s: runs had different conditions ({listed}), so that times cannot be compared"]
 
 
 def _contrast_notes(experiment: Experiment, results: Sequence[Result]) -> list[str]:
