@@ -1,4 +1,4 @@
-"""Cameras for other tools: written, and read back by this project's readers; `cameras.json` by hand."""
+"""Cameras for other tools: written, and read back by this project's readers and, as their own tools do, by hand."""
 
 import json
 from types import SimpleNamespace
@@ -17,6 +17,7 @@ from data_scenes import (
     write_nerfstudio,
     write_png,
 )
+from PIL import Image
 
 from nfc_splat import chosen_run
 from nfc_splat.data import DataConfig, load_scene
@@ -136,6 +137,124 @@ def test_moving_cameras_in_folders_of_their_own(known, tmp_path, monkeypatch, ca
     names = sorted(name for split in back.splits.values() for name in split.names)
     assert names[:3] == ["cam00/0000.png", "cam00/0001.png", "cam01/0000.png"]
     assert set(back.splits["train"].cameras.times.tolist()) == {0.0, 1.0}
+
+
+def as_nerfstudio_reads(folder, split):
+    """The views that nerfstudio's parser finds for a split, by name: camera-to-world in OpenCV axes, (w, h, fl_x, fl_y,
+    cx, cy), (k1, k2, k3, k4, p1, p2), mask. Its refusals are assertions here."""
+    meta = json.loads((folder / "transforms.json").read_text())
+    frames = {frame["file_path"]: frame for frame in meta["frames"]}
+    assert sum("mask_path" in frame for frame in frames.values()) in (0, len(frames))
+    if any(f"{other}_filenames" in meta for other in ("train", "val", "test")):
+        names = meta[f"{split}_filenames"]
+        assert set(names) <= set(frames)
+    else:
+        names = list(frames)
+    found = {}
+    for name in names:
+        frame = frames[name]
+        lens = [(meta if key in meta else frame)[key] for key in ("w", "h", "fl_x", "fl_y", "cx", "cy")]
+        bent = meta if {"k1", "k2", "k3", "p1", "p2"} & set(meta) else frame
+        distortion = [bent.get(key, 0.0) for key in ("k1", "k2", "k3", "k4", "p1", "p2")]
+        pose = np.array(frame["transform_matrix"]) @ np.diag([1.0, -1.0, -1.0, 1.0])
+        found[name] = (pose, lens, distortion, frame.get("mask_path"))
+    return found
+
+
+def assert_nerfstudio_reads(folder, split, expected):
+    """It finds the cameras of the `Split` expected, in any order."""
+    found = as_nerfstudio_reads(folder, split)
+    assert set(found) == {f"images/{name.removeprefix('images/')}" for name in expected.names}
+    for name, camera in zip(expected.names, (expected.cameras[i] for i in range(len(expected))), strict=True):
+        pose, lens, distortion, _ = found[f"images/{name.removeprefix('images/')}"]
+        np.testing.assert_allclose(pose, np.linalg.inv(camera.viewmats[0].double().numpy()), atol=1e-6)
+        K = camera.Ks[0]
+        np.testing.assert_allclose(lens, [*camera.sizes[0], K[0, 0], K[1, 1], K[0, 2], K[1, 2]])
+        k1, k2, k3, a, b, c = [0.0] * 6 if camera.distortion is None else camera.distortion[0].tolist()
+        bends = [k1, k2, k3, a, 0, 0] if camera.model == "opencv_fisheye" else [k1, k2, k3, c, a, b]
+        np.testing.assert_allclose(distortion, bends)
+
+
+def write_frames(root, known, change, **extra):
+    """A nerfstudio scene after `change(i, frame)` of the frame of every image i."""
+    content = nerfstudio_content(known, **extra)
+    for frame in content["frames"]:
+        change(int(frame["file_path"][-7:-4]), frame)
+    write_images(root / "images", known)
+    (root / "transforms.json").write_text(json.dumps(content))
+
+
+def test_nerfstudio_finds_the_split_that_it_asks_for(known, tmp_path, monkeypatch):
+    """It trains with "train" and "val" and is measured on "test"; without "val" the test images are both."""
+    write_colmap(tmp_path / "scene", known)
+    scene = load_scene(tmp_path / "scene", undistort=True)
+    export(scene, tmp_path / "a", "nerfstudio", monkeypatch)
+    for asked, given in (("train", "train"), ("val", "test"), ("test", "test")):
+        assert_nerfstudio_reads(tmp_path / "a", asked, scene.splits[given])
+    train, test = scene.splits["train"], scene.splits["test"]
+    scene.splits = {"train": train, "test": type(test)([], test.cameras[[]], test._store, []), "val": test}
+    export(scene, tmp_path / "b", "nerfstudio", monkeypatch)
+    for asked in ("val", "test"):
+        assert_nerfstudio_reads(tmp_path / "b", asked, test)
+
+
+def test_without_held_out_images_nerfstudio_is_left_to_choose(known, tmp_path, monkeypatch, capsys):
+    write_colmap(tmp_path / "scene", known)
+    scene = load_scene(tmp_path / "scene", DataConfig(test_every=0), undistort=True)
+    export(scene, tmp_path / "out", "nerfstudio", monkeypatch)
+    assert "nothing was held out, so no split is listed: nerfstudio" in capsys.readouterr().out
+    assert_nerfstudio_reads(tmp_path / "out", "val", scene.splits["train"])
+
+
+@pytest.mark.parametrize("lens", LENSES)
+@pytest.mark.parametrize("key", [None, "k1", "fl_x"])
+def test_nerfstudio_finds_every_cameras_lens(known, tmp_path, monkeypatch, lens, key):
+    """Of its own or shared; where the file has one coefficient for all, nerfstudio looks for none in its frames."""
+
+    def own(i, frame):
+        if key is not None:
+            frame[key] = LENSES[lens].get(key, 60.0) * (1 + i / 100)
+
+    write_frames(tmp_path / "scene", known, own, **LENSES[lens])
+    scene = load_scene(tmp_path / "scene", undistort=False)
+    export(scene, tmp_path / "out", "nerfstudio", monkeypatch)
+    for split in ("train", "test"):
+        assert_nerfstudio_reads(tmp_path / "out", split, scene.splits[split])
+
+
+def test_a_camera_that_stands_still_keeps_its_pose_in_every_frame(known, tmp_path, monkeypatch):
+    still = nerfstudio_content(known)["frames"][0]["transform_matrix"]
+    write_frames(tmp_path / "scene", known, lambda i, frame: frame.update(transform_matrix=still, time=i / COUNT))
+    scene = load_scene(tmp_path / "scene", undistort=True)
+    export(scene, tmp_path / "out", "nerfstudio", monkeypatch)
+    assert_nerfstudio_reads(tmp_path / "out", "train", scene.splits["train"])
+
+
+@pytest.mark.parametrize("format", FOLDERS)
+def test_where_some_images_have_masks_the_others_get_white_ones(known, tmp_path, monkeypatch, format):
+    """nerfstudio refuses masks for a part of the frames."""
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    mask[:, 5:] = 255
+    for i in range(0, COUNT, 3):
+        write_png(tmp_path / "scene" / "masks" / f"{i:03d}.png", mask)
+    write_colmap(tmp_path / "scene", known)
+    scene = load_scene(tmp_path / "scene", undistort=True)
+    export(scene, tmp_path / "out", format, monkeypatch, "--images")
+    for i in range(COUNT):
+        with Image.open(tmp_path / "out" / "masks" / f"{i:03d}.png") as picture:
+            np.testing.assert_array_equal(np.asarray(picture), mask if i % 3 == 0 else 255)
+    if format == "nerfstudio":
+        for split in ("train", "test"):
+            views = as_nerfstudio_reads(tmp_path / "out", split)
+            assert all(found[-1] == name.replace("images/", "masks/") for name, found in views.items())
+
+
+def test_without_masks_none_are_written(known, tmp_path, monkeypatch):
+    write_nerfstudio(tmp_path / "scene", known)
+    scene = load_scene(tmp_path / "scene", undistort=True)
+    export(scene, tmp_path / "out", "nerfstudio", monkeypatch, "--images")
+    assert not (tmp_path / "out" / "masks").exists()
+    assert {found[-1] for found in as_nerfstudio_reads(tmp_path / "out", "train").values()} == {None}
 
 
 def test_graphdecos_layout(known, tmp_path, monkeypatch, capsys):
