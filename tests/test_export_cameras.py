@@ -284,6 +284,30 @@ def test_what_graphdecos_layout_loses_is_said(known, tmp_path, monkeypatch, caps
     assert f"no room for {lost}" in capsys.readouterr().out
 
 
+SPLITS = {"usual": {}, "often": {"test_every": 4}, "never": {"test_every": 0}, "own": {}}
+
+
+@pytest.mark.parametrize("rule", SPLITS)
+def test_a_split_that_is_lost_is_said(known, tmp_path, monkeypatch, capsys, rule):
+    """That is, where the images that a reader takes for testing are not those of the run."""
+    names = [f"images/{i:03d}.png" for i in range(COUNT)]
+    lists = {"train_filenames": names[3:], "test_filenames": names[:3]} if rule == "own" else {}
+    write_nerfstudio(tmp_path / "scene", known, **lists)
+    scene = load_scene(tmp_path / "scene", DataConfig(**SPLITS[rule]), undistort=True)
+    for format in ("colmap", "colmap-text"):
+        export(scene, tmp_path / format, format, monkeypatch, "--images")
+        back = by_name(load_scene(tmp_path / format, undistort=True))
+        kept = {name: view[0] for name, view in back.items()} == {
+            name: view[0] for name, view in by_name(scene).items()
+        }
+        said = "COLMAP has no split: its readers test on every 8th image by name" in capsys.readouterr().out
+        assert kept == (rule == "usual")
+        assert said != kept
+    export(scene, tmp_path / "cameras.json", "graphdeco", monkeypatch)
+    said = "no room for the split into training and test images" in capsys.readouterr().out
+    assert said == (rule != "usual")
+
+
 def test_names_stay_below_the_folder_and_differ():
     assert door.file_names(["a/b.jpg", "images/c d.PNG", "../../etc/passwd", "/abs/x.png", "//abs/y.png"]) == [
         "a/b.png",

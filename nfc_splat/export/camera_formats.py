@@ -22,6 +22,7 @@ from nfc_splat.files import atomic_path, write_json
 from nfc_splat.rendering.paths import camera_to_world, quaternions
 
 OFF_MIDDLE = 1e-3  # of the image's size: a principal point that is nearer to the middle is called the middle
+USUAL_EVERY = 8  # graphdeco's, gsplat's and our own readers of COLMAP models test on every 8th image
 DISTORTION = {"k1", "k2", "k3", "k4", "p1", "p2"}
 COLMAP_NUMBERS = {name: number for number, (name, _) in enumerate(MODELS)}
 
@@ -44,6 +45,12 @@ class NamedCameras:
     splits: Sequence[str]
     points: np.ndarray
     colors: np.ndarray | None
+
+    def split_is_usual(self) -> bool:
+        """Whether it is the one that readers of files without a split make: every 8th image by name is for testing."""
+        by_name = sorted(zip(self.names, self.splits, strict=True))
+        usual = ["train" if place % USUAL_EVERY or len(by_name) == 1 else "test" for place in range(len(by_name))]
+        return [split for _, split in by_name] == usual
 
     def poses(self) -> np.ndarray:
         """[C, 4, 4] float64 camera to world, OpenCV axes."""
@@ -85,6 +92,7 @@ def write_graphdeco(path: Path, views: NamedCameras) -> list[str]:
     lost = ["principal points that are not in the middle"] if off_middle else []
     lost += ["the distortion of the lens"] if any(map(any, map(views.distortion, range(len(entries))))) else []
     lost += ["times"] if views.cameras.times is not None else []
+    lost += [] if views.split_is_usual() else ["the split into training and test images"]
     return [f"cameras.json has no room for {' and '.join(lost)}"] if lost else []
 
 

@@ -112,8 +112,12 @@ def write(path: Path, views: "NamedCameras", format: str) -> list[str]:
         said = camera_formats.write_nerfstudio(path, views, POINTS if len(views.points) else None)
         return [f"{len(views.points):,} points in {POINTS}", *said] if len(views.points) else said
     camera_formats.write_colmap(path / "sparse" / "0", views, binary=format == "colmap")
-    lost = ["COLMAP has no times: --time-from names gives them back where names are in order"]
-    return [f"{len(views.points):,} points", *(lost if views.cameras.times is not None else [])]
+    said = [f"{len(views.points):,} points"]
+    if views.cameras.times is not None:
+        said.append("COLMAP has no times: --time-from names gives them back where names are in order")
+    if not views.split_is_usual():
+        said.append("COLMAP has no split: its readers test on every 8th image by name; nerfstudio's format keeps it")
+    return said
 
 
 def _write_points(path: Path, views: "NamedCameras") -> None:
