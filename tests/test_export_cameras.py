@@ -1,6 +1,7 @@
 """Cameras for other tools: written, and read back by this project's readers and, as their own tools do, by hand."""
 
 import json
+import struct
 from types import SimpleNamespace
 
 import numpy as np
@@ -255,6 +256,101 @@ def test_without_masks_none_are_written(known, tmp_path, monkeypatch):
     export(scene, tmp_path / "out", "nerfstudio", monkeypatch, "--images")
     assert not (tmp_path / "out" / "masks").exists()
     assert {found[-1] for found in as_nerfstudio_reads(tmp_path / "out", "train").values()} == {None}
+
+
+# COLMAP's "Output format": model numbers, and what the parameters of each are.
+COLMAP_MODELS = {
+    1: ("PINHOLE", "fx fy cx cy"),
+    4: ("OPENCV", "fx fy cx cy k1 k2 p1 p2"),
+    5: ("OPENCV_FISHEYE", "fx fy cx cy k1 k2 k3 k4"),
+    6: ("FULL_OPENCV", "fx fy cx cy k1 k2 p1 p2 k3 k4 k5 k6"),
+}
+
+
+def binary_model(folder):
+    """Cameras {id: (model, width, height, parameters)}, images {name: (qvec, tvec, camera)} and points [(xyz, rgb)]."""
+    data, place = b"", 0
+
+    def take(layout):
+        nonlocal place
+        values = struct.unpack_from("<" + layout, data, place)
+        place += struct.calcsize("<" + layout)
+        return values
+
+    data, cameras = (folder / "cameras.bin").read_bytes(), {}
+    for _ in range(take("Q")[0]):
+        camera, number, width, height = take("IiQQ")
+        model, parameters = COLMAP_MODELS[number]
+        cameras[camera] = (model, width, height, take(f"{len(parameters.split())}d"))
+    assert place == len(data)
+    data, place, images, ids = (folder / "images.bin").read_bytes(), 0, {}, set()
+    for _ in range(take("Q")[0]):
+        (image,), qvec, tvec, (camera,) = take("I"), take("4d"), take("3d"), take("I")
+        end = data.index(b"\0", place)
+        name, place = data[place:end].decode(), end + 1
+        take("2dq" * take("Q")[0])
+        images[name] = (qvec, tvec, camera)
+        ids.add(image)
+    assert place == len(data)
+    assert len(ids) == len(images)
+    data, place, points = (folder / "points3D.bin").read_bytes(), 0, []
+    for _ in range(take("Q")[0]):
+        _, xyz, rgb, _ = take("Q"), take("3d"), take("3B"), take("d")
+        take("II" * take("Q")[0])
+        points.append((xyz, rgb))
+    assert place == len(data)
+    return cameras, images, points
+
+
+def text_model(folder):
+    """The same of the text files: `#` begins a comment, an image has two lines, the second of which may be empty."""
+
+    def lines(name):
+        return [line.split() for line in (folder / name).read_text().splitlines() if not line.startswith("#")]
+
+    numbers = lambda words: tuple(map(float, words))  # noqa: E731
+    cameras = {int(row[0]): (row[1], int(row[2]), int(row[3]), numbers(row[4:])) for row in lines("cameras.txt")}
+    listed = lines("images.txt")
+    assert not any(listed[1::2])
+    images = {row[9]: (numbers(row[1:5]), numbers(row[5:8]), int(row[8])) for row in listed[::2]}
+    points = [(numbers(row[1:4]), tuple(map(int, row[4:7]))) for row in lines("points3D.txt")]
+    return cameras, images, points
+
+
+def rotation_of(qvec):
+    """[3, 3] of a unit quaternion w, x, y, z."""
+    assert np.linalg.norm(qvec) == pytest.approx(1, abs=1e-6)
+    w, x, y, z = qvec
+    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    return np.eye(3) + 2 * w * cross + 2 * cross @ cross
+
+
+@pytest.mark.parametrize(("format", "read"), [("colmap", binary_model), ("colmap-text", text_model)])
+@pytest.mark.parametrize("lens", [None, *LENSES])
+def test_colmaps_layout(known, tmp_path, monkeypatch, format, read, lens):
+    """World to camera by R(q) X + t, the parameters of the lens in the order of its model, colours in 8 bits."""
+    described = {} if lens is None else LENSES[lens]
+    write_frames(tmp_path / "scene", known, lambda i, frame: frame.update(fl_x=60.0 + i % 2), **described)
+    scene = load_scene(tmp_path / "scene", undistort=False)
+    scene.points, scene.colors = torch.from_numpy(known.points).float(), torch.from_numpy(known.colors) / 255
+    export(scene, tmp_path / "out", format, monkeypatch)
+    cameras, images, points = read(tmp_path / "out" / "sparse" / "0")
+    assert set(images) == {f"{i:03d}.png" for i in range(COUNT)}
+    assert len(cameras) == 2
+    order = dict(COLMAP_MODELS.values())
+    for name, (qvec, tvec, camera) in images.items():
+        i = int(name[:3])
+        world_to_camera = np.linalg.inv(known.poses[i])
+        np.testing.assert_allclose(rotation_of(qvec), world_to_camera[:3, :3], atol=2e-6)
+        np.testing.assert_allclose(tvec, world_to_camera[:3, 3], atol=2e-6)
+        model, width, height, parameters = cameras[camera]
+        assert model == {None: "PINHOLE", "opencv": "OPENCV", "full": "FULL_OPENCV", "fisheye": "OPENCV_FISHEYE"}[lens]
+        assert (width, height) == (WIDTH, HEIGHT)
+        intrinsics = {"fx": 60.0 + i % 2, "fy": 60.0, "cx": WIDTH / 2, "cy": HEIGHT / 2}
+        expected = [(intrinsics | described).get(key, 0.0) for key in order[model].split()]
+        np.testing.assert_allclose(parameters, expected, rtol=1e-6)
+    np.testing.assert_allclose([xyz for xyz, _ in points], known.points, rtol=1e-6)
+    assert [list(rgb) for _, rgb in points] == known.colors.tolist()
 
 
 def test_graphdecos_layout(known, tmp_path, monkeypatch, capsys):
