@@ -29,6 +29,7 @@ OUTPUTS = ("color", "depth", "alpha", "normal")
 DEFAULT_OUTPUTS = ["color", "depth", "alpha"]
 OPAQUE = 0.5
 MOST_FRAMES = 99_999
+DEFAULT_FRAMES = 120
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -86,7 +87,9 @@ def _parser() -> argparse.ArgumentParser:
         help="draw every frame at this time, 0 to 1, with a method that models motion (default: a view's own time; "
         "0 to 1 along a path)",
     )
-    parser.add_argument("--frames", type=int, default=120, metavar="N", help="frames of a path (default: 120)")
+    parser.add_argument(
+        "--frames", type=int, metavar="N", help=f"frames of {', '.join(PATHS)} (default: {DEFAULT_FRAMES})"
+    )
     parser.add_argument("--fps", type=float, help="frames per second of a video (default: the file's, or 30)")
     parser.add_argument("--width", type=int, metavar="PIXELS", help="(default: the photographs', or the file's)")
     parser.add_argument("--height", type=int, metavar="PIXELS", help="(default: the photographs', or the file's)")
@@ -117,13 +120,15 @@ def _path(text: str) -> str:
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Refuse numbers that make no sense, by flag."""
+    """Refuse numbers that make no sense and flags that would do nothing."""
     limits = {"frames": MOST_FRAMES, "fps": 1000, "width": 32768, "height": 32768, "depth_scale": 1e9}
     for name, most in limits.items():
         value = getattr(options, name)
         least = 1e-9 if name == "depth_scale" else 1
         if value is not None and not least <= value <= most:
             raise UserError(f"--{name.replace('_', '-')} {value:g}: expected {least:g} to {most:g}")
+    if options.frames is not None and options.path not in PATHS:
+        raise UserError(f"--frames {options.frames}: means nothing with --path {options.path}; leave it out")
     if options.video and "color" not in options.outputs and "depth" not in options.outputs:
         raise UserError("--video: only color and depth make videos; add one of them to --outputs")
 
@@ -140,7 +145,7 @@ def choose_cameras(run: "LoadedRun", options: argparse.Namespace) -> tuple["Came
     if options.path not in PATHS:
         return _cameras_of_file(Path(options.path), cameras.times is not None, options), None
     width, height = _scaled(cameras.sizes.median(0).values.tolist(), options)
-    return camera_path(options.path, cameras, options.frames, width, height), None
+    return camera_path(options.path, cameras, options.frames or DEFAULT_FRAMES, width, height), None
 
 
 def _cameras_of_file(path: Path, moves: bool, options: argparse.Namespace) -> "Cameras":

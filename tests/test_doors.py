@@ -226,6 +226,13 @@ def test_numbers_that_make_no_sense_are_refused(trained, words):
         render.main([str(run), *words])
 
 
+@pytest.mark.parametrize("path", [None, "train", "path.json"])
+def test_frames_are_refused_where_the_path_has_its_own(path):
+    words = [] if path is None else ["--path", path]
+    with pytest.raises(UserError, match=f"--frames 7: means nothing with --path {path or 'test'}; leave it out"):
+        render.main(["RUN", "--frames", "7", *words])
+
+
 def test_the_doctor_likes_a_good_scene(trained):
     scene, _ = trained
     result = command("doctor", scene)

@@ -1,6 +1,7 @@
-"""Cameras for other tools: written, and read back by this project's readers; `cameras.json` by hand."""
+"""Cameras for other tools: written, and read back by this project's readers and, as their own tools do, by hand."""
 
 import json
+import struct
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +18,7 @@ from data_scenes import (
     write_nerfstudio,
     write_png,
 )
+from PIL import Image
 
 from nfc_splat import chosen_run
 from nfc_splat.data import DataConfig, load_scene
@@ -138,6 +140,219 @@ def test_moving_cameras_in_folders_of_their_own(known, tmp_path, monkeypatch, ca
     assert set(back.splits["train"].cameras.times.tolist()) == {0.0, 1.0}
 
 
+def as_nerfstudio_reads(folder, split):
+    """The views that nerfstudio's parser finds for a split, by name: camera-to-world in OpenCV axes, (w, h, fl_x, fl_y,
+    cx, cy), (k1, k2, k3, k4, p1, p2), mask. Its refusals are assertions here."""
+    meta = json.loads((folder / "transforms.json").read_text())
+    frames = {frame["file_path"]: frame for frame in meta["frames"]}
+    assert sum("mask_path" in frame for frame in frames.values()) in (0, len(frames))
+    if any(f"{other}_filenames" in meta for other in ("train", "val", "test")):
+        names = meta[f"{split}_filenames"]
+        assert set(names) <= set(frames)
+    else:
+        names = list(frames)
+    found = {}
+    for name in names:
+        frame = frames[name]
+        lens = [(meta if key in meta else frame)[key] for key in ("w", "h", "fl_x", "fl_y", "cx", "cy")]
+        bent = meta if {"k1", "k2", "k3", "p1", "p2"} & set(meta) else frame
+        distortion = [bent.get(key, 0.0) for key in ("k1", "k2", "k3", "k4", "p1", "p2")]
+        pose = np.array(frame["transform_matrix"]) @ np.diag([1.0, -1.0, -1.0, 1.0])
+        found[name] = (pose, lens, distortion, frame.get("mask_path"))
+    return found
+
+
+def assert_nerfstudio_reads(folder, split, expected):
+    """It finds the cameras of the `Split` expected, in any order."""
+    found = as_nerfstudio_reads(folder, split)
+    assert set(found) == {f"images/{name.removeprefix('images/')}" for name in expected.names}
+    for name, camera in zip(expected.names, (expected.cameras[i] for i in range(len(expected))), strict=True):
+        pose, lens, distortion, _ = found[f"images/{name.removeprefix('images/')}"]
+        np.testing.assert_allclose(pose, np.linalg.inv(camera.viewmats[0].double().numpy()), atol=1e-6)
+        K = camera.Ks[0]
+        np.testing.assert_allclose(lens, [*camera.sizes[0], K[0, 0], K[1, 1], K[0, 2], K[1, 2]])
+        k1, k2, k3, a, b, c = [0.0] * 6 if camera.distortion is None else camera.distortion[0].tolist()
+        bends = [k1, k2, k3, a, 0, 0] if camera.model == "opencv_fisheye" else [k1, k2, k3, c, a, b]
+        np.testing.assert_allclose(distortion, bends)
+
+
+def write_frames(root, known, change, **extra):
+    """A nerfstudio scene after `change(i, frame)` of the frame of every image i."""
+    content = nerfstudio_content(known, **extra)
+    for frame in content["frames"]:
+        change(int(frame["file_path"][-7:-4]), frame)
+    write_images(root / "images", known)
+    (root / "transforms.json").write_text(json.dumps(content))
+
+
+def test_nerfstudio_finds_the_split_that_it_asks_for(known, tmp_path, monkeypatch):
+    """It trains with "train" and "val" and is measured on "test"; without "val" the test images are both."""
+    write_colmap(tmp_path / "scene", known)
+    scene = load_scene(tmp_path / "scene", undistort=True)
+    export(scene, tmp_path / "a", "nerfstudio", monkeypatch)
+    for asked, given in (("train", "train"), ("val", "test"), ("test", "test")):
+        assert_nerfstudio_reads(tmp_path / "a", asked, scene.splits[given])
+    train, test = scene.splits["train"], scene.splits["test"]
+    scene.splits = {"train": train, "test": type(test)([], test.cameras[[]], test._store, []), "val": test}
+    export(scene, tmp_path / "b", "nerfstudio", monkeypatch)
+    for asked in ("val", "test"):
+        assert_nerfstudio_reads(tmp_path / "b", asked, test)
+
+
+def test_without_held_out_images_nerfstudio_is_left_to_choose(known, tmp_path, monkeypatch, capsys):
+    write_colmap(tmp_path / "scene", known)
+    scene = load_scene(tmp_path / "scene", DataConfig(test_every=0), undistort=True)
+    export(scene, tmp_path / "out", "nerfstudio", monkeypatch)
+    assert "nothing was held out, so no split is listed: nerfstudio" in capsys.readouterr().out
+    assert_nerfstudio_reads(tmp_path / "out", "val", scene.splits["train"])
+
+
+@pytest.mark.parametrize("lens", LENSES)
+@pytest.mark.parametrize("key", [None, "k1", "fl_x"])
+def test_nerfstudio_finds_every_cameras_lens(known, tmp_path, monkeypatch, lens, key):
+    """Of its own or shared; where the file has one coefficient for all, nerfstudio looks for none in its frames."""
+
+    def own(i, frame):
+        if key is not None:
+            frame[key] = LENSES[lens].get(key, 60.0) * (1 + i / 100)
+
+    write_frames(tmp_path / "scene", known, own, **LENSES[lens])
+    scene = load_scene(tmp_path / "scene", undistort=False)
+    export(scene, tmp_path / "out", "nerfstudio", monkeypatch)
+    for split in ("train", "test"):
+        assert_nerfstudio_reads(tmp_path / "out", split, scene.splits[split])
+
+
+def test_a_camera_that_stands_still_keeps_its_pose_in_every_frame(known, tmp_path, monkeypatch):
+    still = nerfstudio_content(known)["frames"][0]["transform_matrix"]
+    write_frames(tmp_path / "scene", known, lambda i, frame: frame.update(transform_matrix=still, time=i / COUNT))
+    scene = load_scene(tmp_path / "scene", undistort=True)
+    export(scene, tmp_path / "out", "nerfstudio", monkeypatch)
+    assert_nerfstudio_reads(tmp_path / "out", "train", scene.splits["train"])
+
+
+@pytest.mark.parametrize("format", FOLDERS)
+def test_where_some_images_have_masks_the_others_get_white_ones(known, tmp_path, monkeypatch, format):
+    """nerfstudio refuses masks for a part of the frames."""
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    mask[:, 5:] = 255
+    for i in range(0, COUNT, 3):
+        write_png(tmp_path / "scene" / "masks" / f"{i:03d}.png", mask)
+    write_colmap(tmp_path / "scene", known)
+    scene = load_scene(tmp_path / "scene", undistort=True)
+    export(scene, tmp_path / "out", format, monkeypatch, "--images")
+    for i in range(COUNT):
+        with Image.open(tmp_path / "out" / "masks" / f"{i:03d}.png") as picture:
+            np.testing.assert_array_equal(np.asarray(picture), mask if i % 3 == 0 else 255)
+    if format == "nerfstudio":
+        for split in ("train", "test"):
+            views = as_nerfstudio_reads(tmp_path / "out", split)
+            assert all(found[-1] == name.replace("images/", "masks/") for name, found in views.items())
+
+
+def test_without_masks_none_are_written(known, tmp_path, monkeypatch):
+    write_nerfstudio(tmp_path / "scene", known)
+    scene = load_scene(tmp_path / "scene", undistort=True)
+    export(scene, tmp_path / "out", "nerfstudio", monkeypatch, "--images")
+    assert not (tmp_path / "out" / "masks").exists()
+    assert {found[-1] for found in as_nerfstudio_reads(tmp_path / "out", "train").values()} == {None}
+
+
+# COLMAP's "Output format": model numbers, and what the parameters of each are.
+COLMAP_MODELS = {
+    1: ("PINHOLE", "fx fy cx cy"),
+    4: ("OPENCV", "fx fy cx cy k1 k2 p1 p2"),
+    5: ("OPENCV_FISHEYE", "fx fy cx cy k1 k2 k3 k4"),
+    6: ("FULL_OPENCV", "fx fy cx cy k1 k2 p1 p2 k3 k4 k5 k6"),
+}
+
+
+def binary_model(folder):
+    """Cameras {id: (model, width, height, parameters)}, images {name: (qvec, tvec, camera)} and points [(xyz, rgb)]."""
+    data, place = b"", 0
+
+    def take(layout):
+        nonlocal place
+        values = struct.unpack_from("<" + layout, data, place)
+        place += struct.calcsize("<" + layout)
+        return values
+
+    data, cameras = (folder / "cameras.bin").read_bytes(), {}
+    for _ in range(take("Q")[0]):
+        camera, number, width, height = take("IiQQ")
+        model, parameters = COLMAP_MODELS[number]
+        cameras[camera] = (model, width, height, take(f"{len(parameters.split())}d"))
+    assert place == len(data)
+    data, place, images, ids = (folder / "images.bin").read_bytes(), 0, {}, set()
+    for _ in range(take("Q")[0]):
+        (image,), qvec, tvec, (camera,) = take("I"), take("4d"), take("3d"), take("I")
+        end = data.index(b"\0", place)
+        name, place = data[place:end].decode(), end + 1
+        take("2dq" * take("Q")[0])
+        images[name] = (qvec, tvec, camera)
+        ids.add(image)
+    assert place == len(data)
+    assert len(ids) == len(images)
+    data, place, points = (folder / "points3D.bin").read_bytes(), 0, []
+    for _ in range(take("Q")[0]):
+        _, xyz, rgb, _ = take("Q"), take("3d"), take("3B"), take("d")
+        take("II" * take("Q")[0])
+        points.append((xyz, rgb))
+    assert place == len(data)
+    return cameras, images, points
+
+
+def text_model(folder):
+    """The same of the text files: `#` begins a comment, an image has two lines, the second of which may be empty."""
+
+    def lines(name):
+        return [line.split() for line in (folder / name).read_text().splitlines() if not line.startswith("#")]
+
+    numbers = lambda words: tuple(map(float, words))  # noqa: E731
+    cameras = {int(row[0]): (row[1], int(row[2]), int(row[3]), numbers(row[4:])) for row in lines("cameras.txt")}
+    listed = lines("images.txt")
+    assert not any(listed[1::2])
+    images = {row[9]: (numbers(row[1:5]), numbers(row[5:8]), int(row[8])) for row in listed[::2]}
+    points = [(numbers(row[1:4]), tuple(map(int, row[4:7]))) for row in lines("points3D.txt")]
+    return cameras, images, points
+
+
+def rotation_of(qvec):
+    """[3, 3] of a unit quaternion w, x, y, z."""
+    assert np.linalg.norm(qvec) == pytest.approx(1, abs=1e-6)
+    w, x, y, z = qvec
+    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    return np.eye(3) + 2 * w * cross + 2 * cross @ cross
+
+
+@pytest.mark.parametrize(("format", "read"), [("colmap", binary_model), ("colmap-text", text_model)])
+@pytest.mark.parametrize("lens", [None, *LENSES])
+def test_colmaps_layout(known, tmp_path, monkeypatch, format, read, lens):
+    """World to camera by R(q) X + t, the parameters of the lens in the order of its model, colours in 8 bits."""
+    described = {} if lens is None else LENSES[lens]
+    write_frames(tmp_path / "scene", known, lambda i, frame: frame.update(fl_x=60.0 + i % 2), **described)
+    scene = load_scene(tmp_path / "scene", undistort=False)
+    scene.points, scene.colors = torch.from_numpy(known.points).float(), torch.from_numpy(known.colors) / 255
+    export(scene, tmp_path / "out", format, monkeypatch)
+    cameras, images, points = read(tmp_path / "out" / "sparse" / "0")
+    assert set(images) == {f"{i:03d}.png" for i in range(COUNT)}
+    assert len(cameras) == 2
+    order = dict(COLMAP_MODELS.values())
+    for name, (qvec, tvec, camera) in images.items():
+        i = int(name[:3])
+        world_to_camera = np.linalg.inv(known.poses[i])
+        np.testing.assert_allclose(rotation_of(qvec), world_to_camera[:3, :3], atol=2e-6)
+        np.testing.assert_allclose(tvec, world_to_camera[:3, 3], atol=2e-6)
+        model, width, height, parameters = cameras[camera]
+        assert model == {None: "PINHOLE", "opencv": "OPENCV", "full": "FULL_OPENCV", "fisheye": "OPENCV_FISHEYE"}[lens]
+        assert (width, height) == (WIDTH, HEIGHT)
+        intrinsics = {"fx": 60.0 + i % 2, "fy": 60.0, "cx": WIDTH / 2, "cy": HEIGHT / 2}
+        expected = [(intrinsics | described).get(key, 0.0) for key in order[model].split()]
+        np.testing.assert_allclose(parameters, expected, rtol=1e-6)
+    np.testing.assert_allclose([xyz for xyz, _ in points], known.points, rtol=1e-6)
+    assert [list(rgb) for _, rgb in points] == known.colors.tolist()
+
+
 def test_graphdecos_layout(known, tmp_path, monkeypatch, capsys):
     write_nerfstudio(tmp_path / "scene", known)
     scene = load_scene(tmp_path / "scene", undistort=True)
@@ -163,6 +378,30 @@ def test_what_graphdecos_layout_loses_is_said(known, tmp_path, monkeypatch, caps
     export(scene, tmp_path / "cameras.json", "graphdeco", monkeypatch)
     lost = "principal points that are not in the middle and the distortion of the lens and times"
     assert f"no room for {lost}" in capsys.readouterr().out
+
+
+SPLITS = {"usual": {}, "often": {"test_every": 4}, "never": {"test_every": 0}, "own": {}}
+
+
+@pytest.mark.parametrize("rule", SPLITS)
+def test_a_split_that_is_lost_is_said(known, tmp_path, monkeypatch, capsys, rule):
+    """That is, where the images that a reader takes for testing are not those of the run."""
+    names = [f"images/{i:03d}.png" for i in range(COUNT)]
+    lists = {"train_filenames": names[3:], "test_filenames": names[:3]} if rule == "own" else {}
+    write_nerfstudio(tmp_path / "scene", known, **lists)
+    scene = load_scene(tmp_path / "scene", DataConfig(**SPLITS[rule]), undistort=True)
+    for format in ("colmap", "colmap-text"):
+        export(scene, tmp_path / format, format, monkeypatch, "--images")
+        back = by_name(load_scene(tmp_path / format, undistort=True))
+        kept = {name: view[0] for name, view in back.items()} == {
+            name: view[0] for name, view in by_name(scene).items()
+        }
+        said = "COLMAP has no split: its readers test on every 8th image by name" in capsys.readouterr().out
+        assert kept == (rule == "usual")
+        assert said != kept
+    export(scene, tmp_path / "cameras.json", "graphdeco", monkeypatch)
+    said = "no room for the split into training and test images" in capsys.readouterr().out
+    assert said == (rule != "usual")
 
 
 def test_names_stay_below_the_folder_and_differ():

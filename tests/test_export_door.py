@@ -1,6 +1,7 @@
 """`python -m nfc_splat.export mesh` on runs of a ball: both sources, frames, and one line for what is wrong."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -132,6 +133,22 @@ def test_depth_is_for_every_method(runs, tmp_path, name):
     assert np.abs(center).max() < 0.1
     assert np.median(radii) == pytest.approx(radius_of(runs[name]), abs=0.08)  # the fog reaches beyond the radius
     assert area_and_volume(surface.vertices, surface.triangles)[1] > 0
+
+
+@pytest.mark.parametrize("source", ["depth", "level-set"])
+def test_pixels_that_are_not_finite_are_counted(runs, tmp_path, capsys, monkeypatch, source):
+    plain = newcomer.Model.color
+
+    def color(self, samples, features):
+        high = samples.positions[:, 2:] > 0.5
+        return plain(self, samples, features).masked_fill(high, torch.nan)
+
+    words = ["mesh", str(runs["surface"]), "--from", source, "--resolution", "32", "--min-triangles", "1"]
+    assert command([*words, "--out", str(tmp_path / "a.ply")]) == 0
+    assert "not finite" not in capsys.readouterr().out
+    monkeypatch.setattr(newcomer.Model, "color", color)
+    assert command([*words, "--out", str(tmp_path / "b.ply")]) == 0
+    assert re.search(r"\n  left out [1-9][0-9,]* pixels with values that are not finite\n", capsys.readouterr().out)
 
 
 def test_all_views_voxel_size_and_bounds(runs, tmp_path, capsys):

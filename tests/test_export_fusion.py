@@ -138,18 +138,45 @@ def test_too_many_pixels_are_drawn_smaller(monkeypatch):
     np.testing.assert_allclose(np.abs(seen_box(views)), 1, atol=0.1)
 
 
-def test_pixels_without_a_number_have_no_depth():
-    class Broken(Ball):
+class Broken(Ball):
+    """A ball that fills the view, without numbers in the rows from 0 (depth), 1 (colour) and 2 (alpha) by fours."""
+
+    def __init__(self):
+        super().__init__(radius=2.9)
+
+    def render(self, cameras, pixels=None, *, background):
+        drawn = super().render(cameras, pixels, background=background)
+        drawn.depth[:, ::4], drawn.color[:, 1::4, :, 1], drawn.alpha[:, 2::4] = torch.inf, torch.nan, torch.nan
+        return drawn
+
+
+def test_pixels_without_a_number_show_no_surface_and_are_counted():
+    views = draw_views(Broken(), cameras_around(2))
+    rows = views.depth.reshape(2, 80, 96)
+    assert (rows[:, 3::4] > 0).all()
+    assert not any(rows[:, first::4].any() for first in range(3))
+    assert views.dropped == 2 * 60 * 96
+    assert views.notices() == ["left out 11,520 pixels with values that are not finite"]
+    assert draw_views(Ball(), cameras_around(2)).notices() == []
+
+
+def test_transparent_pixels_need_no_depth():
+    class Clear(Ball):
         def render(self, cameras, pixels=None, *, background):
             drawn = super().render(cameras, pixels, background=background)
-            drawn.depth[:, ::2] = torch.nan
-            drawn.color[:, 1::4] = torch.inf
-            return drawn
+            return replace(drawn, depth=drawn.depth.where(drawn.alpha > 0, torch.nan))
 
-    views = draw_views(Broken(), cameras_around(1))
-    assert np.isfinite(views.depth).all()
-    assert views.depth.any()
-    assert not views.depth.reshape(80, 96)[::2].any()
+    assert draw_views(Clear(), cameras_around(1)).dropped == 0
+
+
+def test_nothing_finite_in_view_is_an_error():
+    class Diverged(Ball):
+        def render(self, cameras, pixels=None, *, background):
+            drawn = super().render(cameras, pixels, background=background)
+            return replace(drawn, color=torch.full_like(drawn.color, torch.nan))
+
+    with pytest.raises(UserError, match=r"with a depth; [0-9,]+ are not finite: the training diverged"):
+        draw_views(Diverged(), cameras_around(1))
 
 
 def test_nothing_in_view_is_an_error():

@@ -24,6 +24,15 @@ def run(monkeypatch):
     return found
 
 
+class Spoiled(Ball):
+    """The ball with a row in three without depth, and one without a colour."""
+
+    def render(self, cameras, pixels=None, *, background):
+        drawn = super().render(cameras, pixels, background=background)
+        drawn.depth[:, ::3], drawn.color[:, 1::3] = torch.nan, torch.nan
+        return drawn
+
+
 class SplitOf:
     def __init__(self, cameras):
         self.cameras = cameras
@@ -56,6 +65,18 @@ def test_every_pixel_gives_one_point_and_fewer_come_evenly_from_all(run, tmp_pat
     centres = [cameras.centers[i].numpy() for i in range(2)]
     nearer = (np.linalg.norm(few - centres[0], axis=1) < np.linalg.norm(few - centres[1], axis=1)).mean()
     assert 0.4 < nearer < 0.6
+
+
+def test_points_that_are_not_finite_are_left_out_and_counted(run, tmp_path, capsys):
+    whole = exported(tmp_path / "ball.ply")
+    assert "left out" not in capsys.readouterr().out
+    run.model = Spoiled()
+    cloud = exported(tmp_path / "spoiled.ply")
+    assert 0 < len(cloud.points) < len(whole.points)
+    left_out = len(whole.points) - len(cloud.points)
+    assert f"  left out {left_out:,} pixels with values that are not finite\n" in capsys.readouterr().out
+    assert {tuple(point) for point in cloud.points.tolist()} < {tuple(point) for point in whole.points.tolist()}
+    assert cloud.colors.any(1).all()
 
 
 def test_other_views_and_depths(run, tmp_path):

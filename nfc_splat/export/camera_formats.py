@@ -22,6 +22,8 @@ from nfc_splat.files import atomic_path, write_json
 from nfc_splat.rendering.paths import camera_to_world, quaternions
 
 OFF_MIDDLE = 1e-3  # of the image's size: a principal point that is nearer to the middle is called the middle
+USUAL_EVERY = 8  # graphdeco's, gsplat's and our own readers of COLMAP models test on every 8th image
+DISTORTION = {"k1", "k2", "k3", "k4", "p1", "p2"}
 COLMAP_NUMBERS = {name: number for number, (name, _) in enumerate(MODELS)}
 
 
@@ -32,17 +34,23 @@ class NamedCameras:
     Attributes:
         cameras: C of them, on the CPU.
         names: what their images are called, below a folder of images.
-        masks: what their masks are called, or None where there is none.
+        masked: whether they have masks, called like the images; all do or none, which nerfstudio insists on.
         splits: "train", "test" or "val" for each.
         points, colors: [M, 3] float32 and [M, 3] float32 in [0, 1] or None; no points where the scene has none.
     """
 
     cameras: Cameras
     names: Sequence[str]
-    masks: Sequence[str | None]
+    masked: bool
     splits: Sequence[str]
     points: np.ndarray
     colors: np.ndarray | None
+
+    def split_is_usual(self) -> bool:
+        """Whether it is the one that readers of files without a split make: every 8th image by name is for testing."""
+        by_name = sorted(zip(self.names, self.splits, strict=True))
+        usual = ["train" if place % USUAL_EVERY or len(by_name) == 1 else "test" for place in range(len(by_name))]
+        return [split for _, split in by_name] == usual
 
     def poses(self) -> np.ndarray:
         """[C, 4, 4] float64 camera to world, OpenCV axes."""
@@ -84,31 +92,45 @@ def write_graphdeco(path: Path, views: NamedCameras) -> list[str]:
     lost = ["principal points that are not in the middle"] if off_middle else []
     lost += ["the distortion of the lens"] if any(map(any, map(views.distortion, range(len(entries))))) else []
     lost += ["times"] if views.cameras.times is not None else []
+    lost += [] if views.split_is_usual() else ["the split into training and test images"]
     return [f"cameras.json has no room for {' and '.join(lost)}"] if lost else []
 
 
-def write_nerfstudio(folder: Path, views: NamedCameras, points_file: str | None) -> None:
-    """Write `transforms.json`; `points_file` is the name of the point cloud beside it."""
+def write_nerfstudio(folder: Path, views: NamedCameras, points_file: str | None) -> list[str]:
+    """Write `transforms.json`; `points_file` is the name of the point cloud beside it. Returns what there is to say."""
     opengl = views.poses() * np.array([1.0, -1.0, -1.0, 1.0])
+    lenses = [_nerfstudio_lens(views, index) for index in range(len(opengl))]
+    shared = {key: value for key, value in lenses[0].items() if all(lens[key] == value for lens in lenses)}
+    if not DISTORTION.intersection(lenses[0]) <= set(shared):
+        # One coefficient for all is enough for nerfstudio to ignore those of the frames.
+        shared = {key: value for key, value in shared.items() if key not in DISTORTION}
     frames = []
     for index, pose in enumerate(opengl):
-        frame = {"file_path": f"images/{views.names[index]}"}
-        if views.masks[index] is not None:
-            frame["mask_path"] = f"masks/{views.masks[index]}"
+        frame: dict[str, Any] = {"file_path": f"images/{views.names[index]}"}
+        if views.masked:
+            frame["mask_path"] = f"masks/{views.names[index]}"
         if views.cameras.times is not None:
             frame["time"] = float(views.cameras.times[index])
-        frames.append(frame | _nerfstudio_lens(views, index) | {"transform_matrix": pose.tolist()})
-    shared = {key: value for key, value in frames[0].items() if key not in ("file_path", "mask_path", "time")}
-    shared = {key: value for key, value in shared.items() if all(frame.get(key) == value for frame in frames)}
-    own = lambda frame: {key: value for key, value in frame.items() if key not in shared}  # noqa: E731
-    content: dict[str, Any] = {"camera_model": _nerfstudio_model(views), **shared}
-    content["frames"] = [own(frame) for frame in frames] if len(frames) > 1 else frames
-    for split in dict.fromkeys(views.splits):
-        members = [frame["file_path"] for frame, other in zip(frames, views.splits, strict=True) if other == split]
-        content[f"{split}_filenames"] = members
+        frame |= {key: value for key, value in lenses[index].items() if key not in shared}
+        frames.append(frame | {"transform_matrix": pose.tolist()})
+    lists = _nerfstudio_lists(views)
+    content = {"camera_model": _nerfstudio_model(views), **shared, "frames": frames, **lists}
     if points_file is not None:
         content["ply_file_path"] = points_file
     write_json(folder / "transforms.json", content)
+    if lists:
+        return []
+    return ["nothing was held out, so no split is listed: nerfstudio trains on every image with --eval-mode all"]
+
+
+def _nerfstudio_lists(views: NamedCameras) -> Mapping[str, list[str]]:
+    """The images of every split: nerfstudio asks for "val" while it trains and for "test" afterwards, and refuses a
+    file with lists that lacks the one it wants. So each stands in for the other; without both there are no lists."""
+    lists: dict[str, list[str]] = {split: [] for split in ("train", "val", "test")}
+    for name, split in zip(views.names, views.splits, strict=True):
+        lists[split].append(f"images/{name}")
+    held_out = lists["test"] or lists["val"]
+    return {f"{split}_filenames": names or held_out for split, names in lists.items()} if held_out else {}
 
 
 def _nerfstudio_model(views: NamedCameras) -> str:

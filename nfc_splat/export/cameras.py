@@ -77,11 +77,11 @@ def named_cameras(scene: "Scene") -> "NamedCameras":
 
     splits = {name: split for name, split in scene.splits.items() if len(split)}
     names = file_names([name for split in splits.values() for name in split.names])
-    masked = [split.mask(index) is not None for split in splits.values() for index in range(len(split))]
+    masked = any(split.mask(index) is not None for split in splits.values() for index in range(len(split)))
     return NamedCameras(
         Cameras.concatenate([split.cameras for split in splits.values()]),
         names,
-        [name if mask else None for name, mask in zip(names, masked, strict=True)],
+        masked,
         [name for name, split in splits.items() for _ in range(len(split))],
         np.zeros((0, 3), np.float32) if scene.points is None else scene.points.numpy(),
         None if scene.colors is None else scene.colors.numpy(),
@@ -109,11 +109,15 @@ def write(path: Path, views: "NamedCameras", format: str) -> list[str]:
     if format == "nerfstudio":
         if len(views.points):
             _write_points(path / POINTS, views)
-        camera_formats.write_nerfstudio(path, views, POINTS if len(views.points) else None)
-        return [f"{len(views.points):,} points in {POINTS}"] if len(views.points) else []
+        said = camera_formats.write_nerfstudio(path, views, POINTS if len(views.points) else None)
+        return [f"{len(views.points):,} points in {POINTS}", *said] if len(views.points) else said
     camera_formats.write_colmap(path / "sparse" / "0", views, binary=format == "colmap")
-    lost = ["COLMAP has no times: --time-from names gives them back where names are in order"]
-    return [f"{len(views.points):,} points", *(lost if views.cameras.times is not None else [])]
+    said = [f"{len(views.points):,} points"]
+    if views.cameras.times is not None:
+        said.append("COLMAP has no times: --time-from names gives them back where names are in order")
+    if not views.split_is_usual():
+        said.append("COLMAP has no split: its readers test on every 8th image by name; nerfstudio's format keeps it")
+    return said
 
 
 def _write_points(path: Path, views: "NamedCameras") -> None:
@@ -127,13 +131,17 @@ def _write_points(path: Path, views: "NamedCameras") -> None:
 
 
 def _write_images(scene: "Scene", folder: Path, views: "NamedCameras") -> None:
-    """Every image, and its mask if it has one, under its name in `views`."""
+    """Every image under its name in `views`, and where there are masks its own, or a white one if it has none."""
+    import torch
+
     from nfc_splat.eval.pictures import to_bytes, write_png
 
     places = [(split, index) for split in scene.splits.values() for index in range(len(split))]
     with progress(len(places), "images") as advance:
-        for (split, index), name, mask in zip(places, views.names, views.masks, strict=True):
-            write_png(folder / "images" / name, split.image(index).numpy())
-            if mask is not None:
-                write_png(folder / "masks" / mask, to_bytes(split.mask(index)))
+        for (split, index), name in zip(places, views.names, strict=True):
+            image = split.image(index)
+            write_png(folder / "images" / name, image.numpy())
+            if views.masked:
+                mask = split.mask(index)
+                write_png(folder / "masks" / name, to_bytes(torch.ones(image.shape[:2]) if mask is None else mask))
             advance()

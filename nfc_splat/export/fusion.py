@@ -37,6 +37,7 @@ class DepthViews:
         firsts: [V] int64 number of each view's first pixel.
         depth: [P] float32 camera-space z, 0 where there is no surface.
         pixels: [P, 3] uint8 colours.
+        dropped: how many opaque pixels show no surface because their alpha, depth or colour is not finite.
     """
 
     poses: np.ndarray
@@ -45,9 +46,14 @@ class DepthViews:
     firsts: np.ndarray
     depth: np.ndarray
     pixels: np.ndarray
+    dropped: int
 
     def __len__(self) -> int:
         return len(self.poses)
+
+    def notices(self) -> list[str]:
+        """What there is to say of pixels that were left out."""
+        return [f"left out {self.dropped:,} pixels with values that are not finite"] if self.dropped else []
 
     def points(self, view: int, most: int, shift: float = 0.0) -> np.ndarray:
         """[N, 3] world points of about `most` pixels of a view at the most, moved `shift` farther along their rays."""
@@ -97,7 +103,7 @@ def draw_views(model: SceneModel, cameras: Cameras, advance: Callable[[], None] 
     More pixels than `MOST_PIXELS` are made fewer, by drawing smaller images.
 
     Raises:
-        UserError: nothing opaque is in view.
+        UserError: nothing opaque and finite is in view.
     """
     cameras = replace(cameras, model="pinhole", distortion=None)
     total = int(cameras.sizes.prod(1).sum())
@@ -107,27 +113,30 @@ def draw_views(model: SceneModel, cameras: Cameras, advance: Callable[[], None] 
     counts = cameras.sizes.prod(1).numpy()
     firsts = np.cumsum([0, *counts])[:-1]
     depth, pixels = np.empty(counts.sum(), np.float32), np.empty((counts.sum(), 3), np.uint8)
-    black = torch.zeros(3, device=device)
+    black, dropped = torch.zeros(3, device=device), 0
     for index, (first, count) in enumerate(zip(firsts, counts, strict=True)):
         with torch.no_grad():
             drawn = model.render(cameras[index].to(device), background=black)
         place = slice(first, first + count)
         alpha, away = drawn.alpha.reshape(-1).float(), drawn.depth.reshape(-1).float()
-        solid = (alpha >= OPAQUE) & (away > 0) & away.isfinite()
-        depth[place] = torch.where(solid, away, 0).cpu().numpy()
         # Black behind: divided by alpha, the colour is the surface's own.
         color = drawn.color.reshape(-1, 3).float() / alpha.clamp_min(OPAQUE)[:, None]
+        # NaN is not below anything: such an alpha is counted.
+        opaque, finite = ~(alpha < OPAQUE), alpha.isfinite() & away.isfinite() & color.isfinite().all(1)
+        dropped += int((opaque & ~finite).sum())
+        depth[place] = torch.where(opaque & finite & (away > 0), away, 0).cpu().numpy()
         pixels[place] = (color.nan_to_num(0).clamp(0, 1) * 255).round().byte().cpu().numpy()
         advance()
     if not depth.any():
+        remedy = f"{dropped:,} are not finite: the training diverged" if dropped else "train longer"
         raise UserError(
             f"nothing is in view: none of {counts.sum():,} pixels of {len(cameras)} views is opaque "
-            f"(alpha at least {OPAQUE:g}) with a depth; train longer"
+            f"(alpha at least {OPAQUE:g}) with a depth; {remedy}"
         )
     lenses = torch.stack([cameras.Ks[:, 0, 0], cameras.Ks[:, 1, 1], cameras.Ks[:, 0, 2], cameras.Ks[:, 1, 2]], 1)
     numbers = lambda tensor: np.ascontiguousarray(tensor.double().numpy())  # noqa: E731
     sizes = np.ascontiguousarray(cameras.sizes.numpy())
-    return DepthViews(numbers(cameras.viewmats[:, :3]), numbers(lenses), sizes, firsts, depth, pixels)
+    return DepthViews(numbers(cameras.viewmats[:, :3]), numbers(lenses), sizes, firsts, depth, pixels, dropped)
 
 
 def seen_box(views: DepthViews, outliers: float = 0.0) -> np.ndarray:

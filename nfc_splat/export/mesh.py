@@ -198,7 +198,7 @@ def from_level_set(run: "LoadedRun", source: str, options: argparse.Namespace) -
         return Extracted(replace(mesh, colors=_asked_colors(run, mesh)), [*facts, "colours: the field's, seen head-on"])
     views = _views(run, options)
     colors, seen = _seen_colors(mesh, views, 2 * cell)
-    return Extracted(replace(mesh, colors=colors), [*facts, f"colours: {seen}"])
+    return Extracted(replace(mesh, colors=colors), [*facts, f"colours: {seen}", *views.notices()])
 
 
 def _carved(run: "LoadedRun", options: argparse.Namespace) -> "LevelSet":
@@ -267,6 +267,7 @@ def from_depth(run: "LoadedRun", options: argparse.Namespace) -> Extracted:
         f"{len(views)} views{moment}, depth up to {farthest:.4g} (median {median:.4g}), truncation {truncation:.4g}",
         _cells(fused.lattice),
         f"colours: {seen}",
+        *views.notices(),
     ]
     return Extracted(replace(mesh, colors=colors), facts)
 

@@ -51,6 +51,8 @@ def main(arguments: Sequence[str]) -> int:
     moment = "" if options.time is None else f" at time {options.time:g}"
     print(f"{run.scene.name}, {run.config.method}: step {run.step}")
     print(f"  {len(points):,} points of {len(views)} views{moment}, depth up to {farthest:.4g} (median {median:.4g})")
+    for notice in views.notices():
+        print(f"  {notice}")
     print(f"  wrote {path}")
     return 0
 
