@@ -77,7 +77,7 @@ class TrainConfig:
 
     resume: str | None = None
     """Continue a run: alone, from the newest checkpoint of the run folder; with a PATH, from that run folder or
-    checkpoint; with "auto", start afresh if there is nothing to continue."""
+    checkpoint; with "auto", start afresh where no checkpoint was ever completed."""
 
     overwrite: bool = False
     """Start again in a folder that holds a run: its files are deleted."""
