@@ -103,6 +103,15 @@ def test_the_numbers_are_those_of_the_summary(runs, tmp_path):
     assert "1m23s" in page.text
 
 
+def test_memory_of_the_gpu_has_its_own_column_where_one_was_used(runs, tmp_path):
+    page = report(tmp_path, *runs.values())
+    assert "GPU memory" not in page.text
+    edit(runs["plain"] / "eval" / "summary.json", peak_gpu_memory_mb=1234)
+    page = report(tmp_path, *runs.values())
+    assert page.values("peak_gpu_memory_mb") == [1234]
+    assert page.text.index("GPU memory") < page.text.index("1,234 MB")
+
+
 def test_the_protocol_is_stated(runs, tmp_path):
     page = report(tmp_path, runs["plain"])
     protocol = read_json(runs["plain"] / "eval" / "summary.json")["protocol"]

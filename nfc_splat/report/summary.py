@@ -18,6 +18,7 @@ COLUMNS = {
     "lpips": "LPIPS",
     "train_seconds": "Training",
     "peak_memory_mb": "Memory",
+    "peak_gpu_memory_mb": "GPU memory",
     "steps": "Steps",
     "primitives": "Primitives",
     "method": "Method",
@@ -26,9 +27,10 @@ COLUMNS = {
     "preset": "Preset",
     "seed": "Seed",
 }
-NUMBERS = ("psnr", "ssim", "lpips", "train_seconds", "peak_memory_mb", "steps", "primitives", "seed")
+COSTS = ("train_seconds", "peak_memory_mb", "peak_gpu_memory_mb")
+NUMBERS = ("psnr", "ssim", "lpips", *COSTS, "steps", "primitives", "seed")
 BETTER = {"psnr": max, "ssim": max, "lpips": min}
-CHEAPER = {"train_seconds": min, "peak_memory_mb": min}  # marked where the machine is the same
+CHEAPER = dict.fromkeys(COSTS, min)  # marked where the machine is the same
 SPREADS = ("psnr", "ssim", "lpips")
 
 
@@ -217,6 +219,7 @@ FORMATS = {
     "lpips": "{:.4f}".format,
     "train_seconds": duration,
     "peak_memory_mb": "{:,.0f} MB".format,
+    "peak_gpu_memory_mb": "{:,.0f} MB".format,
     "steps": "{:,.0f}".format,
     "primitives": "{:,.0f}".format,
 }
