@@ -222,7 +222,7 @@ def _observers(config: "TrainConfig", scene: "Scene", run: "RunFolder") -> "list
         return []
     from nfc_splat.eval.curves import Curve
 
-    splits = {name: scene.splits[name] for name in ("train", config.split)}
+    splits = {"train": scene.splits["train"], "test": scene.splits[config.split]}
     shared = {"steps": config.steps, "points": config.curve_points, "device": config.device}
     return [Curve(splits, scene.background, log=run.log, **shared)]
 

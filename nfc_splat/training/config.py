@@ -101,8 +101,8 @@ class TrainConfig:
     """Steps between lines of metrics.jsonl."""
 
     curve_points: int = 0
-    """How many times to measure PSNR along the training, on up to 8 test views and as many training views, into
-    metrics.jsonl; 0 for never. It changes nothing that is learned."""
+    """How many times to measure PSNR along the training, on up to 8 views of --split and as many training views,
+    into metrics.jsonl; 0 for never. It changes nothing that is learned."""
 
     quiet: bool = False
     """Print only errors and the final result."""
