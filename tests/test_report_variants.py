@@ -61,9 +61,12 @@ def test_runs_that_differ_in_the_seed_alone_are_one_variant(sweep):
     ]
     assert [one.runs for one in variants_of(read_runs(sweep[:8]))] == [(index,) for index in range(8)]
     vary(sweep[0], model={"steps": 7})
-    assert [(one.name, one.runs) for one in variants_of(read_runs(sweep))][:2] == [
+    edit(sweep[4] / "config.json", processes=2)
+    assert [(one.name, one.runs) for one in variants_of(read_runs(sweep))][:4] == [
         ("regression-42", (0,)),
         ("regression", (1, 2)),
+        ("classification", (3, 5)),
+        ("classification-43", (4,)),
     ]
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nfc_splat.report.folder import Run, at, leading, number
+from nfc_splat.report.settings import processes_of
 from nfc_splat.terminal import duration
 
 COLUMNS = {
@@ -227,7 +228,8 @@ FORMATS = {
 
 def mark_best(rows: Sequence[Row], runs: Sequence[Run]) -> None:
     """Mark the best of every column where there are several; those that look the same share the mark."""
-    machines = {json.dumps([run.told("hardware"), run.told("train", "threads")], sort_keys=True) for run in runs}
+    means = [[run.told("hardware"), run.told("train", "threads"), processes_of(run.record)] for run in runs]
+    machines = {json.dumps(one, sort_keys=True) for one in means}
     for key, choose in (BETTER | (CHEAPER if len(machines) == 1 else {})).items():
         cells = [row.cells[key] for row in rows]
         marks = leading([cell.value for cell in cells], [cell.text for cell in cells], choose)

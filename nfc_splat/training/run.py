@@ -227,7 +227,8 @@ def write_record(config: TrainConfig, scene: dict[str, Any], processes: int = 1)
     earlier = []
     if path.is_file():
         before = read_json(path)
-        earlier = [*before.get("earlier", []), {key: before.get(key) for key in ("started", "command", "versions")}]
+        kept = {key: before.get(key) for key in ("started", "command", "versions", "processes")}
+        earlier = [*before.get("earlier", []), kept]
     method = find_method(config.method)
     variant = {name: getattr(config.model, name) for name in method.preset_fields}
     preset = method.load().preset(config.preset, **variant)
