@@ -40,5 +40,4 @@ class PeakMemory:
 def of_this_process() -> PeakMemory:
     """What this process took until now."""
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    used = torch.cuda.is_available() and torch.cuda.is_initialized()
-    return PeakMemory(resident, torch.cuda.max_memory_allocated() if used else 0)
+    return PeakMemory(resident, torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else 0)
