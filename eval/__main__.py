@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from nfc_splat.training.load import LoadedRun
 
 # What only the end of training knows; a later evaluation of the same step keeps it.
-_KEPT = ("train_seconds", "peak_memory_mb")
+_KEPT = ("train_seconds", "peak_memory_mb", "peak_gpu_memory_mb")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -19,7 +19,7 @@ class Curve:
     step, it draws views of each split and logs a line {"step", "train_psnr", "test_psnr"}, in dB.
 
     Args:
-        splits: by name; the empty ones are left out.
+        splits: "train", and as "test" the views held out, whatever their own name; empty ones are left out.
         background: [3] behind the model and the truth.
         steps: of the whole training.
         points: how many times, 1 or more.

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from nfc_splat.fields.recipe import SceneGeometry
     from nfc_splat.training.config import TrainConfig
     from nfc_splat.training.load import LoadedRun
+    from nfc_splat.training.memory import PeakMemory
     from nfc_splat.training.processes import Group
     from nfc_splat.training.progress import Observer
     from nfc_splat.training.run import RunFolder, RunSource
@@ -92,7 +93,8 @@ def train(config: "TrainConfig", group: "Group | None" = None) -> int:
             code = trainer.fit()
             group.end()
         if code == 0 and group.first:
-            finish(load.LoadedRun(config, scene, trainer.state.model, trainer.state.step), trainer.state.seconds)
+            state = trainer.state
+            finish(load.LoadedRun(config, scene, state.model, state.step), state.seconds, state.memory)
         return code
 
 
@@ -220,22 +222,27 @@ def _observers(config: "TrainConfig", scene: "Scene", run: "RunFolder") -> "list
         return []
     from nfc_splat.eval.curves import Curve
 
-    splits = {name: scene.splits[name] for name in ("train", config.split)}
+    splits = {"train": scene.splits["train"], "test": scene.splits[config.split]}
     shared = {"steps": config.steps, "points": config.curve_points, "device": config.device}
     return [Curve(splits, scene.background, log=run.log, **shared)]
 
 
-def finish(run: "LoadedRun", seconds: float) -> None:
-    """Export a trained model, measure it on the test views, and print both."""
+def finish(run: "LoadedRun", seconds: float, before: "PeakMemory") -> None:
+    """Export a trained model, measure it on the test views, and print both.
+
+    Args:
+        run: at its last step.
+        seconds: spent training.
+        before: the most memory that the processes took that trained it before this one.
+    """
     from nfc_splat.eval.images import PROTOCOLS
     from nfc_splat.eval.views import evaluate_views, format_metrics
     from nfc_splat.fields import find_method
     from nfc_splat.training.load import evaluation_facts
-    from nfc_splat.training.progress import memory_text, peak_memory
 
-    config, out = run.config, run.config.out
+    config, out, memory = run.config, run.config.out, before.with_this_process()
     exported = find_method(config.method).load().export(run.model, out)
-    lines = [("trained", f"{run.step} steps in {seconds:.0f} s, peak memory {memory_text()}")]
+    lines = [("trained", f"{run.step} steps in {seconds:.0f} s, peak memory {memory}")]
     if run.model.primitives is not None:
         lines.append(("primitives", f"{run.model.primitives:,}"))
     pictures = []
@@ -249,7 +256,7 @@ def finish(run: "LoadedRun", seconds: float) -> None:
             protocol=PROTOCOLS[config.protocol],
             device=config.device,
             folder=out,
-            extra=evaluation_facts(run) | {"train_seconds": seconds, "peak_memory_mb": round(peak_memory() / 2**20)},
+            extra=evaluation_facts(run) | {"train_seconds": seconds} | memory.figures(),
             split_name=config.split,
         )
         metrics = format_metrics(summary["psnr"], summary["ssim"], summary["lpips"])

@@ -10,15 +10,16 @@ from nfc_splat.fields.recipe import SceneGeometry
 from nfc_splat.fields.strivec import Config, Model
 from nfc_splat.training.config import TrainConfig, default_config, resolve
 
+# Steps of milliseconds, and few of them: the learning rates make up for it.
+SMALL = dict(steps=150, coarse_steps=50, coarse_voxels=18**3, coarse_rays=256, coarse_lr=0.5, coarse_eps=1e-15)
+SMALL |= dict(geometry_threshold=1e-2, halves=(0.6, 0.3), spacings=(0.8, 0.4), cells=(8, 4, 12, 6))
+SMALL |= dict(density_ranks=(8, 5), appearance_rank=6, features=5, octaves=1, width=16, rays=256)
+SMALL |= dict(grow_at=(40,), mask_at=(20, 50), lr_decay_steps=150, lr_lines=0.1, lr_net=1e-2, density_shift=-6.0)
+
 
 def toy_config(**changes: object) -> Config:
-    """Steps of milliseconds, and few of them: the learning rates make up for it."""
-    settings = dict(steps=150, coarse_steps=50, coarse_voxels=18**3, coarse_rays=256, coarse_lr=0.5, coarse_eps=1e-15)
-    settings |= dict(geometry_threshold=1e-2, halves=(0.6, 0.3), spacings=(0.8, 0.4), cells=(8, 4, 12, 6))
-    settings |= dict(density_ranks=(8, 5), appearance_rank=6, features=5, octaves=1, width=16, rays=256)
-    settings |= dict(grow_at=(40,), mask_at=(20, 50), lr_decay_steps=150, lr_lines=0.1, lr_net=1e-2)
-    settings |= dict(density_shift=-6.0)
-    return Config(**(settings | {"target_encoding": "none"} | changes))
+    """`SMALL` without a code for colours, with some fields replaced."""
+    return Config(**(SMALL | {"target_encoding": "none"} | changes))
 
 
 def placed(config: Config | None = None, **facts: object) -> Model:

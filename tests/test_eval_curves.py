@@ -31,21 +31,31 @@ def toy(monkeypatch, tmp_path):
     return training_toy.write_scene(tmp_path / "scene", views=20, tests=10)
 
 
+def mean_psnr(run, split: str, chosen: list[int]) -> float:
+    """Of the model that `run` ended with, in dB."""
+    _, scene, model, _ = load_run(run)
+    views, background = scene.splits[split], scene.background
+    drawn = [model.render(views.cameras[index], background=background).color[0].clamp(0, 1) for index in chosen]
+    values = [psnr(color, views.target(index, background)) for color, index in zip(drawn, chosen, strict=True)]
+    return torch.stack(values).mean().item()
+
+
 def test_lines_are_evenly_spread_and_the_last_is_the_models_own_psnr(toy):
     assert main([str(toy), "--method", "toy", "--steps", "50", "--curve-points", "4", "--out", "run"]) == 0
     found = lines(toy.parent / "run")
     assert [line["step"] for line in found] == [12, 25, 38, 50]  # 12.5 and 37.5, rounded
-    _, scene, model, _ = load_run(toy.parent / "run")
     for name, chosen in (("train", [1, 3, 6, 8, 11, 13, 16, 18]), ("test", [0, 1, 3, 4, 5, 6, 8, 9])):
-        split = scene.splits[name]
-        values = [
-            psnr(
-                model.render(split.cameras[index], background=scene.background).color[0].clamp(0, 1),
-                split.target(index, scene.background),
-            )
-            for index in chosen
-        ]
-        assert found[-1][f"{name}_psnr"] == pytest.approx(torch.stack(values).mean().item(), abs=1e-6)
+        assert found[-1][f"{name}_psnr"] == pytest.approx(mean_psnr(toy.parent / "run", name, chosen), abs=1e-6)
+
+
+def test_the_line_of_the_views_held_out_has_one_name_whatever_theirs_is(toy):
+    text = json.loads((toy / "transforms_test.json").read_text())
+    (toy / "transforms_val.json").write_text(json.dumps(text | {"frames": text["frames"][3:6]}))
+    words = ["--steps", "10", "--curve-points", "1", "--split", "val", "--out", "run"]
+    assert main([str(toy), "--method", "toy", *words]) == 0
+    (line,) = lines(toy.parent / "run")
+    assert set(line) == {"step", "train_psnr", "test_psnr"}
+    assert line["test_psnr"] == pytest.approx(mean_psnr(toy.parent / "run", "val", [0, 1, 2]), abs=1e-6)
 
 
 def test_a_resumed_run_has_each_line_once(toy):

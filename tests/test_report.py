@@ -23,7 +23,7 @@ from nfc_splat.report.__main__ import main
 from nfc_splat.report.folder import read_runs
 from nfc_splat.report.page import Plot, Table, write_report
 from nfc_splat.report.pictures import Detail, encoded
-from nfc_splat.report.settings import command_line, differences
+from nfc_splat.report.settings import command_line, differences, origin
 from nfc_splat.report.summary import summarize
 from nfc_splat.report.surface import surfaces
 from nfc_splat.report.views import MAX_PICTURES, view_groups
@@ -103,6 +103,15 @@ def test_the_numbers_are_those_of_the_summary(runs, tmp_path):
     assert "1m23s" in page.text
 
 
+def test_memory_of_the_gpu_has_its_own_column_where_one_was_used(runs, tmp_path):
+    page = report(tmp_path, *runs.values())
+    assert "GPU memory" not in page.text
+    edit(runs["plain"] / "eval" / "summary.json", peak_gpu_memory_mb=1234)
+    page = report(tmp_path, *runs.values())
+    assert page.values("peak_gpu_memory_mb") == [1234]
+    assert page.text.index("GPU memory") < page.text.index("1,234 MB")
+
+
 def test_the_protocol_is_stated(runs, tmp_path):
     page = report(tmp_path, runs["plain"])
     protocol = read_json(runs["plain"] / "eval" / "summary.json")["protocol"]
@@ -149,6 +158,8 @@ def test_runs_of_another_machine_are_not_ranked_by_time(runs):
     assert not any(marked())
     edit(runs["bright"] / "config.json", hardware={"cpu": "fast"})
     assert sorted(marked()) == [False, True]
+    edit(runs["bright"] / "config.json", processes=2)
+    assert not any(marked())
 
 
 def test_only_settings_that_differ_are_listed(runs):
@@ -180,6 +191,28 @@ def test_what_repeats_a_run_is_a_command_line(runs, tmp_path):
         "python -m nfc_splat.train 'my scene' --out '$(x)'"
     )
     assert command_line(["my trainer.py", "a"]) == "python 'my trainer.py' a"
+
+
+def test_how_many_processes_trained_is_a_setting_and_part_of_the_command(runs, tmp_path):
+    command = ["/code/nfc_splat/train.py", "--resume", "runs/plain"]
+    started = {"command": ["/code/nfc_splat/train.py", "/data/room"], "processes": 3}
+    edit(runs["plain"] / "config.json", processes=2, command=command, earlier=[started])
+    found = differences(read_runs([runs["plain"], runs["bright"]]))
+    assert ("processes", ("2", "1")) in [(row.name, row.values) for row in found.rows]
+    (run,) = read_runs([runs["plain"]])
+    assert origin(run).facts["Processes"] == "2"
+    assert origin(run).commands[:2] == (
+        "torchrun --nproc-per-node 3 -m nfc_splat.train /data/room",
+        "torchrun --nproc-per-node 2 -m nfc_splat.train --resume runs/plain",
+    )
+    assert command_line(["my trainer.py", "a"], 2) == "torchrun --nproc-per-node 2 'my trainer.py' a"
+
+
+@pytest.mark.parametrize("count", ["<b>", True, [2], 0, None])
+def test_what_is_no_number_of_processes_is_one(runs, count):
+    edit(runs["plain"] / "config.json", processes=count)
+    (run,) = read_runs([runs["plain"]])
+    assert origin(run).commands[0].startswith("python -m nfc_splat.train /data/room")
 
 
 def test_views_of_several_runs_are_the_same_views(runs):
@@ -251,7 +284,7 @@ def test_results_of_a_comparison_come_first(runs, tmp_path):
     plot = Plot("PSNR over views", '<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>')
     page = report(tmp_path, *runs.values(), title="Few views", tables=[table], plots=[plot], notes=["by hand"])
     assert page.text.index("Table 1") < page.text.index("dvgo <i>") < page.text.index("mean of 3 seeds")
-    assert page.text.index("by hand") < page.text.index("Summary of") if "Summary of" in page.text else True
+    assert page.text.index("mean of 3 seeds") < page.text.index("by hand") < page.text.index("Protocol default (")
     assert page.source.count("<title>Few views</title>") == 1
     (image,) = [a for a in page.all("img") if a.get("alt") == "PSNR over views"]
     kind, _, data = image["src"].partition(",")

@@ -1,6 +1,7 @@
 """A report about many runs: those that differ only in the seed are one variant, and the page stays short."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -61,9 +62,12 @@ def test_runs_that_differ_in_the_seed_alone_are_one_variant(sweep):
     ]
     assert [one.runs for one in variants_of(read_runs(sweep[:8]))] == [(index,) for index in range(8)]
     vary(sweep[0], model={"steps": 7})
-    assert [(one.name, one.runs) for one in variants_of(read_runs(sweep))][:2] == [
+    edit(sweep[4] / "config.json", processes=2)
+    assert [(one.name, one.runs) for one in variants_of(read_runs(sweep))][:4] == [
         ("regression-42", (0,)),
         ("regression", (1, 2)),
+        ("classification", (3, 5)),
+        ("classification-43", (4,)),
     ]
 
 
@@ -128,6 +132,20 @@ def test_settings_and_surfaces_of_variants(sweep):
     cells = [surface.rows[("accuracy", "cm")] for surface in found]
     assert [(surface.name, surface.count) for surface in found] == [("regression", 3), ("classification", 3)]
     assert [(cell.value, cell.interval) for cell in cells] == [("2.005", "1"), ("2.005", "0")]
+
+
+@pytest.mark.parametrize(("measured", "alone", "several"), [(1, True, False), (4, True, True), (6, False, True)])
+def test_the_spread_of_a_surface_is_called_what_it_is(sweep, tmp_path, measured, alone, several):
+    """By how many runs of the first two variants, of three runs each, have a surface."""
+    for run in sweep[:measured]:
+        write_surface(run)
+    page = write_report(sweep, tmp_path / "page.html").read_text()
+    (head,) = re.findall(r'<table class="surfaces">.*?</thead>', page, re.DOTALL)
+    counts = [count for count in (min(measured, 3), measured - 3) if count > 0]
+    assert re.findall(r"<abbr [^>]*>(.*?)</abbr>", head) == ["±" if count == 1 else "s.d." for count in counts]
+    assert ("±: 95 % of evaluations with other seeds" in page) == alone
+    assert ("s.d.: standard deviation over the runs of a variant" in page) == several
+    assert head.count("standard deviation over 3 runs") == counts.count(3)
 
 
 def test_the_views_of_one_run_of_each_variant_are_shown_and_all_three_kinds(sweep):

@@ -1,6 +1,7 @@
 """From arguments to a resolved configuration."""
 
 import dataclasses
+import errno
 import os
 import subprocess
 import sys
@@ -9,11 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 import training_toy
+from interrupted_runs import newest
 
 from nfc_splat.errors import UserError
 from nfc_splat.fields import METHODS
 from nfc_splat.options import field_docstrings, flags
 from nfc_splat.rendering.kernels.threads import available_cores
+from nfc_splat.train import main
+from nfc_splat.training import checkpoint
 from nfc_splat.training.command_line import parse_command_line
 from nfc_splat.training.config import config_hash, default_config, matching, resolve
 from nfc_splat.training.run import open_run, write_record
@@ -255,6 +259,32 @@ def test_resume_auto_starts_afresh_where_there_is_nothing():
     assert parse("--resume", "auto").resume is None
     make_run(parse())
     assert parse("--resume", "auto").resume == "runs/scene-toy-regression"
+
+
+def no_room(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("killed", ["while writing", "before the sidecar"])
+def test_resume_auto_starts_a_run_afresh_whose_first_checkpoint_was_not_completed(tmp_path, monkeypatch, killed):
+    words = [str(training_toy.write_scene(tmp_path / "scene")), "--method", "toy", "--threads", "1", "--quiet"]
+    words += ["--steps", "3", "--out", "run", "--resume", "auto"]
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", no_room)
+        with pytest.raises(UserError, match="No space left"):
+            main(words)
+    if killed == "before the sidecar":
+        Path("run/checkpoints/step_00000000.safetensors").write_bytes(b"whole or not")
+    assert main(words) == 0
+    assert newest(Path("run")).header.step == 3
+
+
+@pytest.mark.parametrize("left", ["step_00000000.json", "latest.json", "step_00000003.safetensors", "metrics.jsonl"])
+def test_resume_auto_does_not_start_a_run_afresh_that_was_saved(left):
+    """Whatever was damaged or deleted since."""
+    folder = make_run(parse(), step=0)
+    (folder / ("." if left == "metrics.jsonl" else "checkpoints") / left).write_text("{}")
+    assert parse("--resume", "auto").resume == str(folder)
 
 
 def test_what_touches_the_result_cannot_change_when_resuming():

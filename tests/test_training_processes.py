@@ -12,13 +12,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import dvgo_toys
+import moving_toys
 import ngp_scenes
 import pytest
+import strivec_toys
 import torch
 import training_toy
 from eval_toys import cameras
 from interrupted_runs import newest
 from neus_toys import SMALL
+from test_fields_dnerf_training import KINDS
 from test_training_rays import WHITE, Views
 
 from nfc_splat.errors import UserError
@@ -58,11 +61,17 @@ RUNS = {
     "nerf": ("opaque", {**NERF, "steps": 3, "rays": 63, "networks": 2, "batching": "all", "density_noise": 0.1}),
     "dvgo": ("spiral", {**DVGO, "steps": 45, "coarse_steps": 40, "rays": 255, "coarse_voxels": 18**3}),
     "dvgo-unbounded": ("opaque", {**DVGO, "steps": 4, "bounded": "no", "rays": 255, "nearclip": 0.01}),
+    "dnerf": ("moving", {**KINDS["networks"], "loss": "classification", "steps": 4, "rays": 63, "time_steps": 3}),
+    "dnerf-hash": ("moving", {**KINDS["hash"], "steps": 5, "rays": 301, "time_steps": 4, "update_every": 2}),
+    "strivec": ("spiral", {**strivec_toys.SMALL, "steps": 50, "coarse_steps": 42, "coarse_rays": 255, "rays": 255}),
     "neus": ("ball", {**NEUS, "loss": "bitwise", "target_encoding": "auto", "steps": 4, "eikonal_points": 32}),
     "3dgs": ("ball", {"steps": 8, "init_points": 200, "refine_start": 2, "refine_every": 3, "grow_grad2d": 1e-5}),
 }
 RUNS["dvgo"][1].update(mask_every=2, lr_density=1.0, lr_decay_steps=160, tv_dense_until=3)
 RUNS["dvgo-unbounded"][1].update(mask_every=2, tv_dense_until=3)
+# At displaced points ten octaves can make 1e-2 of a difference of 1e-7 in three steps, of one process too.
+RUNS["dnerf"][1].update(octaves=3)
+RUNS["strivec"][1].update(loss="classification", mask_at=(2, 5), grow_at=(4,), lr_lines=0.02)
 RUNS["neus"][1].update(mask_weight=0.5)
 RUNS["3dgs"][1].update(refine_stop=7, lr_quats=0)  # a ball has no direction: its gradient is rounding alone
 
@@ -73,6 +82,7 @@ def folder(tmp_path_factory):
     ngp_scenes.write_ball(folder / "ball")
     ngp_scenes.write_ball(folder / "opaque", transparent=False)
     dvgo_toys.write_ball(folder / "spiral")
+    moving_toys.write_moving_scene(folder / "moving")
     training_toy.write_scene(folder / "pictures")
     return folder
 
@@ -83,7 +93,10 @@ def command_line(folder: Path, name: str, out: str) -> list[str]:
     words += ["--threads", "1", "--log-every", "1", "--out", str(folder / out / name)]
     for key, value in settings.items():
         flag = key.replace("_", "-")
-        words += [f"--{flag}", str(value)] if not isinstance(value, bool) else [f"--{flag if value else f'no-{flag}'}"]
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", *map(str, value if isinstance(value, tuple) else (value,))]
     return words
 
 

@@ -169,7 +169,7 @@ def test_resuming_keeps_everything_and_drops_what_a_dead_process_left(config):
         assert list(checkpoint_files(folder / "checkpoints")) == [7]
         write_record(config, {})
     earlier = json.loads((folder / "config.json").read_text())["earlier"]
-    assert [set(entry) for entry in earlier] == [{"started", "command", "versions"}]
+    assert [set(entry) for entry in earlier] == [{"started", "command", "versions", "processes"}]
 
 
 def test_resuming_into_another_folder_needs_it_free(config, tmp_path):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nfc_splat.report.folder import Run, at
+from nfc_splat.report.folder import Run, at, number
 
 # These say where a run lies and how it was watched, not what it is.
 ASIDE = {"out", "resume", "overwrite", "quiet", "log_every", "view", "view_port"}
@@ -73,9 +73,18 @@ def flattened(value: Any, prefix: str = "") -> dict[str, str]:
 
 
 def settings_of(run: Run) -> dict[str, Any]:
-    """What was chosen for a run, as `config.json` has it."""
+    """What was chosen for a run, as `config.json` has it, and how many processes trained it; empty where nothing is
+    known."""
     train = run.told("train")
-    return {key: value for key, value in train.items() if key not in ASIDE} if isinstance(train, Mapping) else {}
+    chosen = {key: value for key, value in train.items() if key not in ASIDE} if isinstance(train, Mapping) else {}
+    return chosen | {"processes": processes_of(run.record)} if chosen else {}
+
+
+def processes_of(record: Any) -> int:
+    """How many processes trained together, by a `config.json` or an entry of its "earlier" list; 1 where it does not
+    say."""
+    count = number(at(record, "processes"))
+    return 1 if count is None else max(1, int(count))
 
 
 def _compared(run: Run) -> dict[str, Any]:
@@ -97,6 +106,7 @@ def origin(run: Run) -> Origin:
         "Started": run.told("started"),
         "Machine": _machine(run.told("hardware")),
         "Device": None if device is None else f"{device}, {threads} threads" if threads else device,
+        "Processes": run.told("processes"),
         "Commit": run.told("commit"),
         "Versions": _versions(run.told("versions")),
         "Scene's hash": run.told("scene", "hash"),
@@ -123,16 +133,18 @@ def _versions(versions: Any) -> str | None:
 def _commands(run: Run) -> list[str]:
     """What was typed, oldest first, and what measures the run anew."""
     earlier = run.told("earlier")
-    typed = [at(entry, "command") for entry in earlier] if isinstance(earlier, list) else []
-    commands = [command_line(words) for words in [*typed, run.told("command")] if isinstance(words, list) and words]
+    starts = [*(earlier if isinstance(earlier, list) else []), run.record]
+    typed = [(at(start, "command"), processes_of(start)) for start in starts]
+    commands = [command_line(words, count) for words, count in typed if isinstance(words, list) and words]
     if run.summary is not None:
         commands.append(f"python -m nfc_splat.eval images {shlex.quote(str(run.folder))}")
     return commands
 
 
-def command_line(words: Sequence[Any]) -> str:
-    """`sys.argv` as typed into a shell."""
+def command_line(words: Sequence[Any], processes: int = 1) -> str:
+    """`sys.argv` as typed into a shell; of several `processes`, as it starts them all on one host."""
     program, *rest = map(str, words)
+    start = "python" if processes == 1 else f"torchrun --nproc-per-node {processes}"
     if program.endswith(TRAIN_PATH):
-        return f"python -m nfc_splat.train {shlex.join(rest)}".rstrip()
-    return f"python {shlex.join([program, *rest])}"
+        return f"{start} -m nfc_splat.train {shlex.join(rest)}".rstrip()
+    return f"{start} {shlex.join([program, *rest])}"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nfc_splat.report.folder import Run, at, leading, number
+from nfc_splat.report.settings import processes_of
 from nfc_splat.terminal import duration
 
 COLUMNS = {
@@ -18,6 +19,7 @@ COLUMNS = {
     "lpips": "LPIPS",
     "train_seconds": "Training",
     "peak_memory_mb": "Memory",
+    "peak_gpu_memory_mb": "GPU memory",
     "steps": "Steps",
     "primitives": "Primitives",
     "method": "Method",
@@ -26,9 +28,10 @@ COLUMNS = {
     "preset": "Preset",
     "seed": "Seed",
 }
-NUMBERS = ("psnr", "ssim", "lpips", "train_seconds", "peak_memory_mb", "steps", "primitives", "seed")
+COSTS = ("train_seconds", "peak_memory_mb", "peak_gpu_memory_mb")
+NUMBERS = ("psnr", "ssim", "lpips", *COSTS, "steps", "primitives", "seed")
 BETTER = {"psnr": max, "ssim": max, "lpips": min}
-CHEAPER = {"train_seconds": min, "peak_memory_mb": min}  # marked where the machine is the same
+CHEAPER = dict.fromkeys(COSTS, min)  # marked where the machine is the same
 SPREADS = ("psnr", "ssim", "lpips")
 
 
@@ -217,6 +220,7 @@ FORMATS = {
     "lpips": "{:.4f}".format,
     "train_seconds": duration,
     "peak_memory_mb": "{:,.0f} MB".format,
+    "peak_gpu_memory_mb": "{:,.0f} MB".format,
     "steps": "{:,.0f}".format,
     "primitives": "{:,.0f}".format,
 }
@@ -224,7 +228,8 @@ FORMATS = {
 
 def mark_best(rows: Sequence[Row], runs: Sequence[Run]) -> None:
     """Mark the best of every column where there are several; those that look the same share the mark."""
-    machines = {json.dumps([run.told("hardware"), run.told("train", "threads")], sort_keys=True) for run in runs}
+    means = [[run.told("hardware"), run.told("train", "threads"), processes_of(run.record)] for run in runs]
+    machines = {json.dumps(one, sort_keys=True) for one in means}
     for key, choose in (BETTER | (CHEAPER if len(machines) == 1 else {})).items():
         cells = [row.cells[key] for row in rows]
         marks = leading([cell.value for cell in cells], [cell.text for cell in cells], choose)

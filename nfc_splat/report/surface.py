@@ -22,7 +22,8 @@ LOWER = ("accuracy", "completeness", "chamfer", "hausdorff", "depth")  # the les
 
 @dataclass(frozen=True)
 class Entry:
-    """A run's cells of one row: the value, its interval and what a perfect mesh gets, as text."""
+    """The cells of one row, as text: the value, its interval and what a perfect mesh gets; of several runs the means,
+    and in place of the interval the standard deviation of the value."""
 
     value: str
     interval: str

@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from nfc_splat.errors import UserError
 from nfc_splat.files import atomic_path, parse_json, read_json, sha256, write_json
+from nfc_splat.training.memory import PeakMemory
 from nfc_splat.training.plain import from_plain, to_plain
 
 SCHEMA = 2
@@ -57,6 +58,7 @@ class Header:
         seconds: spent training so far.
         losses: the named terms when last logged.
         optimizers: the optimisers' states, with the names of tensors in place of tensors.
+        memory: the most that training took so far.
     """
 
     schema: int
@@ -72,6 +74,7 @@ class Header:
     seconds: float
     losses: dict[str, float]
     optimizers: dict[str, Any]
+    memory: PeakMemory = field(default_factory=PeakMemory)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from nfc_splat.training.config import (
     default_config,
     resolve,
 )
-from nfc_splat.training.run import find_run, is_run, read_config
+from nfc_splat.training.run import find_run, is_run, read_config, was_saved
 from nfc_splat.training.state import refuse_differences
 
 PROGRAM = "python -m nfc_splat.train"
@@ -41,9 +41,9 @@ def parse_command_line(arguments: Sequence[str]) -> TrainConfig:
         config = resolve(_parse_fresh(arguments))
         if config.resume is None:
             return config
+        if config.resume == "auto" and not was_saved(config.out):
+            return replace(config, resume=None)
         if not is_run(config.out):
-            if config.resume == "auto":
-                return replace(config, resume=None)
             raise UserError(f"--resume: there is no run in {config.out}; name one with --resume PATH")
         resume = str(config.out)
     source = find_run(Path(resume))

@@ -77,7 +77,7 @@ class TrainConfig:
 
     resume: str | None = None
     """Continue a run: alone, from the newest checkpoint of the run folder; with a PATH, from that run folder or
-    checkpoint; with "auto", start afresh if there is nothing to continue."""
+    checkpoint; with "auto", start afresh where no checkpoint was ever completed."""
 
     overwrite: bool = False
     """Start again in a folder that holds a run: its files are deleted."""
@@ -101,8 +101,8 @@ class TrainConfig:
     """Steps between lines of metrics.jsonl."""
 
     curve_points: int = 0
-    """How many times to measure PSNR along the training, on up to 8 test views and as many training views, into
-    metrics.jsonl; 0 for never. It changes nothing that is learned."""
+    """How many times to measure PSNR along the training, on up to 8 views of --split and as many training views,
+    into metrics.jsonl; 0 for never. It changes nothing that is learned."""
 
     quiet: bool = False
     """Print only errors and the final result."""

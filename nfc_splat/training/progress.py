@@ -1,13 +1,10 @@
 """Showing how training goes: who is told of every step, and a live line in a terminal, plain lines elsewhere, nothing
 when quiet."""
 
-import resource
 import sys
 import time
 from collections.abc import Mapping
 from typing import Protocol, Self
-
-import torch
 
 from nfc_splat.training.state import TrainingState
 
@@ -57,7 +54,7 @@ class Progress:
         if not figures:
             return
         step, now = state.step, time.monotonic()
-        text = f"{_describe(figures)}  {memory_text()}  {self._time_left(step, now)}"
+        text = f"{_describe(figures)}  {state.memory.with_this_process()}  {self._time_left(step, now)}"
         if self._bar is not None:
             self._bar.update(self._task, completed=step, figures=text)
         elif self._plain and (now - self._shown >= PLAIN_SECONDS or step == self._steps):
@@ -89,20 +86,6 @@ def _describe(figures: Mapping[str, float]) -> str:
     if "primitives" in figures:
         parts.append(f"{int(figures['primitives']):,} primitives")
     return "  ".join(parts)
-
-
-def peak_memory() -> int:
-    """Largest resident size of this process so far, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
-
-
-def memory_text() -> str:
-    """Peak memory, of the GPU too where one is used."""
-    text = f"{peak_memory() / 2**20:,.0f} MB"
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        text += f" + GPU {torch.cuda.max_memory_allocated() / 2**20:,.0f} MB"
-    return text
 
 
 def _clock(seconds: float) -> str:

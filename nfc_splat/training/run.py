@@ -206,6 +206,15 @@ def is_run(folder: Path) -> bool:
     return (folder / CONFIG_FILE).is_file() and (folder / "checkpoints").is_dir()
 
 
+def was_saved(folder: Path) -> bool:
+    """Whether `folder` looks like a run folder in which a checkpoint was ever completed, be it damaged or deleted
+    since."""
+    checkpoints, log = folder / "checkpoints", folder / METRICS_FILE
+    completed = any(checkpoints.glob("*.json"))  # written after the file of a step
+    later = max(checkpoint_files(checkpoints), default=0) > 0 or (log.is_file() and log.stat().st_size > 0)
+    return is_run(folder) and (completed or later)
+
+
 def write_record(config: TrainConfig, scene: dict[str, Any], processes: int = 1) -> None:
     """Write `config.json` into the run folder; what an earlier process wrote there moves into its "earlier" list.
 
@@ -218,7 +227,8 @@ def write_record(config: TrainConfig, scene: dict[str, Any], processes: int = 1)
     earlier = []
     if path.is_file():
         before = read_json(path)
-        earlier = [*before.get("earlier", []), {key: before.get(key) for key in ("started", "command", "versions")}]
+        kept = {key: before.get(key) for key in ("started", "command", "versions", "processes")}
+        earlier = [*before.get("earlier", []), kept]
     method = find_method(config.method)
     variant = {name: getattr(config.model, name) for name in method.preset_fields}
     preset = method.load().preset(config.preset, **variant)

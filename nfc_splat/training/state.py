@@ -13,6 +13,7 @@ from nfc_splat.fields.recipe import Recipe, SceneGeometry
 from nfc_splat.rendering import SceneModel
 from nfc_splat.training.checkpoint import SCHEMA, Checkpoint, Header, differences, join_tensors, split_tensors
 from nfc_splat.training.config import TrainConfig, config_from_plain, config_hash, matching
+from nfc_splat.training.memory import PeakMemory
 from nfc_splat.training.plain import to_plain
 from nfc_splat.training.rebuilding import rebuilt_from
 from nfc_splat.training.sampling import Sampler
@@ -30,6 +31,7 @@ class TrainingState:
         skipped: steps that were tried again because something was not finite.
         seconds: spent training.
         losses: the named terms when last logged.
+        memory: the most that the processes took that trained it before this one.
     """
 
     model: SceneModel
@@ -41,6 +43,7 @@ class TrainingState:
     skipped: int = 0
     seconds: float = 0.0
     losses: dict[str, float] = field(default_factory=dict)
+    memory: PeakMemory = field(default_factory=PeakMemory)
 
 
 def fresh_state(config: TrainConfig, geometry: SceneGeometry) -> TrainingState:
@@ -91,7 +94,7 @@ def restored_state(
         torch.cuda.set_rng_state(checkpoint.tensors["rng/cuda"])
     state.step, state.skipped = header.step, header.skipped
     state.learning_rate_scale, state.seconds = header.learning_rate_scale, header.seconds
-    state.losses = dict(header.losses)
+    state.losses, state.memory = dict(header.losses), header.memory
     return state
 
 
@@ -131,5 +134,6 @@ def captured(state: TrainingState, config: TrainConfig, scene_hash: str) -> tupl
         seconds=state.seconds,
         losses=state.losses,
         optimizers=split_tensors(trees, "optimizer", tensors),
+        memory=state.memory.with_this_process(),
     )
     return header, tensors
