@@ -228,12 +228,12 @@ def test_single_runs_are_folded_up_until_a_link_leads_there(browser_page, addres
     assert runs.locator("tbody tr").count() == 9
     assert not page.locator("#run-4").is_visible()
     runs.locator("a").nth(4).click()
-    page.wait_for_function("document.querySelector('#run-4').checkVisibility()")
+    page.locator("#run-4").wait_for()  # wait_for_function needs an eval, which the page forbids
     assert page.locator("#run-4 h3").inner_text() == "room-dvgo-classification-43"
     dots = [page.locator(place).first.get_attribute("class") for place in ("#run-4 .dot", "#variant-1 > summary .dot")]
     assert dots == ["dot c1 d0"] * 2
     page.locator("table.variants a").nth(2).click()
-    page.wait_for_function("document.querySelector('#variant-2').open")
+    page.locator("#variant-2[open]").wait_for()
     assert page.evaluate(
         "[...document.querySelectorAll('a[href]')].every((a) => document.querySelector(a.getAttribute('href')))"
     )
