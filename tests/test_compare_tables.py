@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from nfc_splat.compare.experiments import EXPERIMENTS
-from nfc_splat.compare.measured import LENGTHS, RATIOS, training_images
+from nfc_splat.compare.measured import LENGTHS, RATIOS, measured, training_images
 from nfc_splat.compare.paired import paired, two_sided_p
 from nfc_splat.compare.plan import Budget, Case, Command, MeasuredScene, plan
 from nfc_splat.compare.plot import _ticks, draw_plot
@@ -200,6 +200,17 @@ def test_times_of_different_conditions_are_told_apart(tmp_path):
         numbers = {case.name: same for case in cases} | {cases[0].name: same | other}
         (note,) = [one for one in scene_table(EXPERIMENTS["cost"], "a", cases, numbers).notes if "compared" in one]
         assert str(next(iter(other.values()))) in note
+
+
+def test_a_gpus_memory_is_shown_where_there_was_a_gpu(tmp_path):
+    first, second = planned("static", tmp_path, "a", [1], ["dvgo"])
+    cases = [leave(first, 30.0, peak_gpu_memory_mb=None), leave(second, 30.0, peak_gpu_memory_mb=None)]
+    table = scene_table(EXPERIMENTS["static"], "a", cases, {case.name: measured(case) for case in cases})
+    assert "GPU MB" not in table.rows[0]
+    leave(second, 30.0, peak_gpu_memory_mb=1234)
+    table = scene_table(EXPERIMENTS["static"], "a", cases, {case.name: measured(case) for case in cases})
+    assert column(table, "GPU MB") == ["-", "1234"]
+    assert column(table, "MB") == ["500", "500"]
 
 
 def test_surfaces_by_different_protocols_are_told_apart(tmp_path):

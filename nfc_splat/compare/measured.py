@@ -12,7 +12,7 @@ from nfc_splat.training.run import CONFIG_FILE
 IMAGES = ("psnr", "ssim", "lpips")
 LENGTHS = ("accuracy", "completeness", "chamfer_l1_mean")
 RATIOS = ("precision", "recall", "fscore", "normal_consistency")
-COSTS = ("train_seconds", "peak_memory_mb")
+COSTS = ("train_seconds", "peak_memory_mb", "peak_gpu_memory_mb")
 DRAWING = "render_seconds"
 CHOOSING = ("--train-share", "--train-views")
 CURVES = {"train_psnr": "training views", "test_psnr": "test views"}

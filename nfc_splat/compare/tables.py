@@ -28,6 +28,7 @@ HEADINGS = {
     "primitives": "primitives",
     "train_seconds": "train s",
     "peak_memory_mb": "MB",
+    "peak_gpu_memory_mb": "GPU MB",
     "render_seconds": "s / view",
 }
 DIGITS = {
@@ -37,6 +38,7 @@ DIGITS = {
     "primitives": 0,
     "train_seconds": 0,
     "peak_memory_mb": 0,
+    "peak_gpu_memory_mb": 0,
     "render_seconds": 3,
 }
 
@@ -146,8 +148,8 @@ def _columns(experiment: Experiment, found: Sequence[Mapping[str, Any] | None]) 
     known = [one for one in found if one]
     columns = [*IMAGES, *(LENGTHS + RATIOS if experiment.surfaces else ()), "primitives", *COSTS]
     columns += [DRAWING] if experiment.cost else []
-    optional = ("lpips", "primitives")
-    return [name for name in columns if name not in optional or any(one[name] is not None for one in known)]
+    optional = ("lpips", "primitives", "peak_gpu_memory_mb")
+    return [name for name in columns if name not in optional or any(one.get(name) is not None for one in known)]
 
 
 def _protocols(cases: Sequence[Case], numbers: Numbers) -> dict[str, list[float]]:
