@@ -177,7 +177,7 @@ class Viewer:
         self._server.scene.configure_default_lights(True, cast_shadow=False)
         self._server.scene.add_light_ambient("/light", intensity=0.8)
         gui.configure_theme(show_logo=False, show_share_button=False, control_width="medium")
-        self._status = gui.add_text("model", "", disabled=True)
+        self._status = gui.add_text("model", "", multiline=True, disabled=True)
         modes = (SPLATS, *MODES) if subject.splats else MODES
         hint = "splats: drawn by your browser, without view-dependent colours. The rest: drawn by the model."
         self._mode = gui.add_dropdown("show", modes, hint=hint)
