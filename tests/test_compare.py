@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -43,9 +44,14 @@ def planned(capsys, monkeypatch):
     return run
 
 
+def tiny_scene(folder, train=2):
+    write_blender_scene(folder, train=train, test=1, size=16)
+    return folder
+
+
 def test_every_combination_is_planned_once(tmp_path, planned):
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
+    tiny_scene(tmp_path / "a")
+    tiny_scene(tmp_path / "b")
     scenes = (tmp_path / "a", tmp_path / "b")
     words = ("--preset", "quick", "--methods", "dvgo", "3dgs", "--seeds", "1", "2", "3", "--out", tmp_path / "out")
     commands = planned(*scenes, *words)
@@ -57,7 +63,7 @@ def test_every_combination_is_planned_once(tmp_path, planned):
 
 
 def test_flags_after_the_dashes_reach_every_training(tmp_path, planned):
-    (tmp_path / "a").mkdir()
+    tiny_scene(tmp_path / "a")
     commands = planned(tmp_path / "a", "--preset", "quick", "--", "--downscale", "2")
     assert len(commands) == 6
     assert all("--preset quick" in line and "--downscale 2" in line for line in commands)
@@ -71,8 +77,7 @@ def test_rounding_is_off_unless_asked_for():
 
 
 def test_surfaces_are_extracted_and_measured_against_the_scenes_truth(tmp_path, planned):
-    room = tmp_path / "room0"
-    room.mkdir()
+    room = tiny_scene(tmp_path / "room0")
     for name in ("traj.txt", "../room0_mesh.ply"):
         (room / name).write_text("")
     lines = planned(room, "--preset", "quick", "--experiment", "surface", "--methods", "neus")
@@ -101,19 +106,26 @@ def test_surfaces_are_extracted_and_measured_against_the_scenes_truth(tmp_path, 
         (["a", "--experiment", "static", "cost", "--jobs", "2"], "--jobs 2: --experiment cost compares times"),
         (["a", "--experiment", "cost", "--cluster"], "--cluster: --experiment cost compares times"),
         (["a", "--truth", "x.ply"], "--truth x.ply: is for one scene and an experiment that measures surfaces"),
+        (["a", "--experiment", "grid", "--methods", "ngp"], "nothing to compare; grid: ngp has no side 64"),
+        (["a", "--losses", "bitwise", "--methods", "3dgs"], "nothing to compare; bitwise: 3dgs has no bitwise"),
+        (["a", "--seeds", "--methods", "ngp"], "--seeds: expected one number or more"),
+        (["a", "--methods", "dvgo", "--", "--stepz", "8"], "a-dvgo-regression-42: .*--stepz"),
+        (["a", "--methods", "3dgs", "dvgo", "--", "--sh-degree", "1"], "a-dvgo-regression-42: .*--sh-degree"),
+        (["empty"], "empty: .*format"),
     ],
 )
 def test_wrong_comparisons_are_refused(tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     for folder in ("a", "other/a"):
-        Path(folder).mkdir(parents=True)
+        tiny_scene(tmp_path / folder)
+    Path("empty").mkdir()
     with pytest.raises(UserError, match=message):
         compare(["--preset", "quick", "--dry-run", *arguments])
     assert not Path("runs").exists()
 
 
 def test_experiments_share_the_runs_that_they_have_in_common(tmp_path, planned):
-    (tmp_path / "a").mkdir()
+    tiny_scene(tmp_path / "a")
     both = planned(tmp_path / "a", "--preset", "quick", "--experiment", "ablation", "controls", "--methods", "dvgo")
     each = [
         planned(tmp_path / "a", "--preset", "quick", "--experiment", name, "--methods", "dvgo")
@@ -160,17 +172,43 @@ def test_a_run_that_was_watched_serves_those_who_do_not_ask_for_its_curve(tmp_pa
 
 
 def test_variants_that_a_method_does_not_have_are_named(tmp_path, planned):
-    (tmp_path / "a").mkdir()
+    tiny_scene(tmp_path / "a")
     lines = planned(tmp_path / "a", "--preset", "quick", "--experiment", "encodings", "--methods", "3dgs")
     assert lines[0].startswith("# encodings: 3dgs has no classification, no encoding; no classification, gray; no ")
-    assert len(lines) == 1 + 3
+    assert lines[0].endswith("; no bitwise; no bitwise, gray")
+    assert len(lines) == 1 + 2
+
+
+def test_losses_and_encodings_of_ones_own_choice(tmp_path, planned):
+    """Where a named experiment has the same training, they share the run."""
+    words = (tiny_scene(tmp_path / "a"), "--preset", "quick", "--methods", "dvgo")
+    lines = planned(*words, "--losses", "bitwise", "regression", "--encodings", "binary", "onehot", "none")
+    assert lines[0] == "# bitwise+regression+binary+onehot+none: dvgo has no bitwise, onehot; no bitwise, none"
+    pattern = "/(a-dvgo-[^ ]+) .*--loss ([a-z]+)(?: --target-encoding ([a-z]+))? "
+    assert [re.search(pattern, line).groups() for line in lines[1:]] == [
+        ("a-dvgo-bitwise-42", "bitwise", None),
+        ("a-dvgo-target_encoding_alone-42", "regression", "binary"),
+        ("a-dvgo-regression_onehot-42", "regression", "onehot"),
+        ("a-dvgo-regression-42", "regression", None),
+    ]
+    assert len(planned(*words, "--losses", "bitwise")) == 1
+    both = planned(*words, "--encodings", "none", "gray", "--experiment", "encodings")
+    assert len(both) == 8 + 1  # regression with gray
+
+
+def test_runs_from_more_images_than_there_are_are_left_out(tmp_path, planned):
+    scene = tiny_scene(tmp_path / "a", train=20)
+    words = (scene, "--preset", "quick", "--experiment", "few-views")
+    *left_out, ten, ten_too, twenty, twenty_too = planned(*words)
+    assert left_out == [f"# a has 20 training images: no runs from {views}" for views in (25, 50, 100)]
+    assert all("--train-views 10" in line for line in (ten, ten_too))
+    assert all("--train-views 20" in line for line in (twenty, twenty_too))
 
 
 def test_a_run_whose_surface_is_measured_serves_other_experiments_too(tmp_path, planned):
+    tiny_scene(tmp_path / "room")
     for name in ("traj.txt", "room_mesh.ply"):
-        path = tmp_path / "room" / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("")
+        (tmp_path / "room" / name).write_text("")
     words = (tmp_path / "room", "--preset", "quick", "--methods", "ngp", "--experiment")
     both = planned(*words, "static", "surface")
     assert both == planned(*words, "surface") == planned(*words, "surface", "static")
@@ -322,13 +360,13 @@ def started(folder, *arguments):
     )
 
 
-SIZE = ("--steps", "120", "--init-points", "1000", "--max-primitives", "1500", "--threads", "1")
+SIZE = ("--steps", "120", "--threads", "1")
 
 
 @pytest.mark.slow
 def test_a_stopped_comparison_goes_on_and_one_failure_does_not_end_it(tmp_path, monkeypatch, capsys):
-    write_blender_scene(tmp_path / "ball", train=8, test=2)
-    asked = ("ball", "--preset", "quick", "--methods", "3dgs", "nerf", "--out", "out")
+    write_blender_scene(tmp_path / "ball", train=2, test=2)  # which is too few for dvgo's coarse stage
+    asked = ("ball", "--preset", "quick", "--methods", "3dgs", "dvgo", "--out", "out")
     process = started(tmp_path, *asked, "--", *SIZE)
     progress = tmp_path / "out/ball-3dgs-regression-42/metrics.jsonl"
     while not (progress.is_file() and progress.read_text()):
@@ -344,25 +382,25 @@ def test_a_stopped_comparison_goes_on_and_one_failure_does_not_end_it(tmp_path, 
     assert compare([*asked, "--", *SIZE]) == 1
     out = capsys.readouterr().out
     assert "resumed at step" in Path("out/cases/ball-3dgs-regression-42.log").read_text()
-    assert "ball-nerf-regression-42: failed (2): " in out
-    assert "--init-points" in out
-    cases = json.loads(Path("out/static-ball-3dgs+nerf.json").read_text())["cases"]
+    assert "ball-dvgo-regression-42: failed (2): " in out
+    assert "train on more images" in out
+    cases = json.loads(Path("out/static-ball-3dgs+dvgo.json").read_text())["cases"]
     assert [bool(case["measured"]) for case in cases] == [True, True, False, False]
     assert all(case["measured"]["psnr"] > 5 for case in cases[:2])
 
-    page = Path("out/static-ball-3dgs+nerf.html").read_text()
+    page = Path("out/static-ball-3dgs+dvgo.html").read_text()
     assert "ball: images by regression and by classification" in page
-    assert "ball-nerf-regression-42: failed (2)" in page
+    assert "ball-dvgo-regression-42: failed (2)" in page
     assert f"{cases[0]['measured']['psnr']:.2f}" in page
 
-    before = Path("out/static-ball-3dgs+nerf.csv").read_text().splitlines()
+    before = Path("out/static-ball-3dgs+dvgo.csv").read_text().splitlines()
     assert compare([*asked, "--methods", "3dgs", "--", *SIZE]) == 0
     assert capsys.readouterr().out.count("done before") == 2
     rows = Path("out/static-ball-3dgs.csv").read_text().splitlines()
     assert rows == before[: len(rows)]
-    assert Path("out/static-ball-3dgs+nerf.csv").read_text().splitlines() == before
+    assert Path("out/static-ball-3dgs+dvgo.csv").read_text().splitlines() == before
     with pytest.raises(UserError, match="was begun with other flags than now"):
-        compare([*asked, "--", *SIZE, "--sh-degree", "1"])
+        compare([*asked, "--", *SIZE, "--protocol", "graphdeco"])
 
 
 @pytest.mark.slow

@@ -196,10 +196,18 @@ def test_times_of_different_conditions_are_told_apart(tmp_path):
     same |= {"render_seconds": 0.5, "threads": 2, "jobs": 1, "machine": "2 cores of X"}
     table = scene_table(EXPERIMENTS["cost"], "a", cases, {case.name: same for case in cases})
     assert not any("cannot be compared" in note for note in table.notes)
-    for other in ({"threads": 1}, {"jobs": 2}, {"machine": "4 cores of Y"}):
+    for other in ({"threads": 1}, {"jobs": 2}, {"device": "cuda"}, {"machine": "4 cores of Y"}):
         numbers = {case.name: same for case in cases} | {cases[0].name: same | other}
         (note,) = [one for one in scene_table(EXPERIMENTS["cost"], "a", cases, numbers).notes if "compared" in one]
         assert str(next(iter(other.values()))) in note
+    (note,) = scene_table(EXPERIMENTS["cost"], "a", cases, {case.name: same | {"jobs": None} for case in cases}).notes[
+        1:
+    ]
+    assert "at a time: unknown" in note
+    beside = {case.name: same | {"jobs": 2} for case in cases}  # of an earlier comparison
+    assert "at a time: 2" in scene_table(EXPERIMENTS["cost"], "a", cases, beside).notes[-1]
+    others = planned("static", tmp_path, "a", [1], ["dvgo"])  # whose point is not the time
+    assert not any("at a time" in note for note in scene_table(EXPERIMENTS["static"], "a", others, beside).notes)
 
 
 def test_a_gpus_memory_is_shown_where_there_was_a_gpu(tmp_path):
@@ -295,6 +303,7 @@ def test_means_of_the_printed_rows_are_the_printed_means():
         ("dynamic", "dnerf_hook_400", 2),
         ("dynamic", "lego", 2),
         ("dynamic", "jacks", 0),
+        ("dynamic", "lego-hook", 0),  # which of them?
         ("sparse", "tat_Truck", 8),
         ("sparse", "Truckee_lake", 0),
         ("dynamic", "legoland_ride", 0),

@@ -280,11 +280,12 @@ def test_degrees_are_cut_and_the_default_lies_in_the_run(static, tmp_path):
         (["--checkpoint", "3"], "is a file, not a run"),
     ],
 )
-def test_refusals(static, words, needle):
+def test_refusals(static, tmp_path, words, needle):
     with pytest.raises(UserError) as caught:
         door.main([*static, *words])
     assert needle in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert not (tmp_path / "other").exists()  # where it would have gone
 
 
 def test_a_file_of_gaussians_needs_a_scene(static):

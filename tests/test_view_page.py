@@ -299,7 +299,7 @@ def test_a_picture_that_fails_is_its_visitors_trouble_alone(viewer, visitor, mod
     other = Visitor(client_id=1)
     let_in(viewer, other)
     viewer._go(visitor, 0)
-    gone = UserError("0.png: there is no such file")
+    gone = UserError(f"{viewer._subject.scene.root}/0.png: there is no such file")
 
     def missing(*_):
         raise gone
@@ -319,3 +319,7 @@ def test_a_picture_that_fails_is_its_visitors_trouble_alone(viewer, visitor, mod
     viewer._mode.value = "error"
     work_off(viewer, model)
     assert len(visitor.told) == 2
+    gone = RuntimeError(f"{viewer._subject.scene.root} is full")
+    viewer.model_changed("step 3")
+    work_off(viewer, model)
+    assert visitor.told[-1] == "RuntimeError; more is in the terminal where the viewer runs"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from nfc_splat.compare.experiments import EXPERIMENTS
+from nfc_splat.compare.experiments import EXPERIMENTS, chosen
 from nfc_splat.errors import UserError, run_command
 from nfc_splat.options import parse_options
 
@@ -34,12 +34,18 @@ class Options:
     """Folders of scenes, one or more."""
     preset: Literal["quick", "paper"]
     """Of every method."""
-    experiment: tuple[Name, ...] = ("static",)
-    """What is compared, one or more of NFC's experiments and ours; runs that they have in common are trained once.
+    experiment: tuple[Name, ...] = ()
+    """What is compared, one or more of NFC's experiments and ours, static unless told; runs that they have in common
+    are trained once.
     static, dynamic: regression and classification. sparse, few-views: from fewer training images. noise: from spoiled
     ones. surface: meshes too. ablation: loss and target encoding apart. lambda: weights of the loss. cost: time and
     memory. controls: regression with a larger weight or a smaller epsilon. encodings: other codes, and the loss of
     bits. grid: DVGO's voxels and steps. curves: PSNR along the training."""
+    losses: tuple[Literal["regression", "classification", "bitwise"], ...] = ()
+    """A comparison of these losses, instead of a named experiment or with it."""
+    encodings: tuple[Literal["none", "binary", "gray", "onehot", "thermometer"], ...] = ()
+    """Each loss (of --losses, or regression and classification) with each of these target encodings; by default with
+    its own: none by regression, else binary."""
     methods: tuple[str, ...] = ()
     """Methods, by default those of the experiment."""
     seeds: tuple[int, ...] = (42,)
@@ -63,15 +69,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Plan, train, measure, print; returns the exit code: 1 where a case failed."""
     options, passed = _parse(sys.argv[1:] if arguments is None else arguments)
     from nfc_splat.compare import results
-    from nfc_splat.compare.checks import check
+    from nfc_splat.compare.checks import check, with_enough_images
     from nfc_splat.compare.measured import training_images
     from nfc_splat.compare.plan import runs_of
 
-    experiments = [EXPERIMENTS[name] for name in dict.fromkeys(options.experiment)]
+    experiments = _experiments(options)
     methods = tuple(dict.fromkeys(options.methods))
-    cases = _plan(options, experiments, methods, passed)
-    runs = runs_of(cases)
-    for line in [*_left_out(experiments, methods), *check(runs)]:
+    cases, too_many = with_enough_images(_plan(options, experiments, methods, passed))
+    runs, missing = runs_of(cases), [*_left_out(experiments, methods), *too_many]
+    if not runs:
+        raise UserError("; ".join(["there is nothing to compare", *missing]))
+    for line in [*missing, *check(runs)]:
         print(f"{'# ' if options.dry_run else ''}{line}", flush=True)
     if options.dry_run:
         _show(runs, options)
@@ -90,6 +98,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if failures else 0
 
 
+def _experiments(options: Options) -> list["Experiment"]:
+    """Those that are asked for."""
+    asked = [EXPERIMENTS[name] for name in dict.fromkeys(options.experiment)]
+    if options.losses or options.encodings:
+        losses = options.losses or ("regression", "classification")
+        asked.append(chosen(*map(tuple, map(dict.fromkeys, (losses, options.encodings)))))
+    return asked or [EXPERIMENTS["static"]]
+
+
 def _plan(
     options: Options, experiments: Sequence["Experiment"], methods: Sequence[str], passed: tuple[str, ...]
 ) -> list["Case"]:
@@ -97,6 +114,8 @@ def _plan(
     from nfc_splat.compare import plan
     from nfc_splat.fields import find_method
 
+    if not options.seeds:
+        raise UserError("--seeds: expected one number or more")
     variants = [variant for experiment in experiments for variant in experiment.variants]
     own = OWN | {word for variant in variants for word in variant.arguments if word.startswith("--")}
     _refuse_own(passed, own)

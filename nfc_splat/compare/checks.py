@@ -17,6 +17,7 @@ from nfc_splat.training.config import TrainConfig, matching
 from nfc_splat.training.load import load_training_scene, scene_hash
 from nfc_splat.training.run import CONFIG_FILE, read_config
 
+Hashes = dict[Any, str | UserError]
 MEASURING = ("protocol", "split")  # settings that a resumed run may change, and a comparison's runs may not
 
 
@@ -24,9 +25,12 @@ def check(runs: Sequence[Case]) -> list[str]:
     """Sentences about files that cannot be believed, so that their runs are done again from there.
 
     Raises:
-        UserError: a run was begun with other settings, or on a scene that has changed since.
+        UserError: a training would refuse its flags or its scene, a run was begun with other settings, or on a scene
+            that has changed since.
     """
     notices, hashes = [], {}
+    for case in runs:
+        _refuse_unknown(case, hashes)
     for case in runs:
         flaws = [command.flaw for command in case.commands if command.product.exists() and command.flaw]
         notices += [f"{case.run}: not taken as done: {flaw}" for flaw in flaws[:1]]
@@ -35,6 +39,27 @@ def check(runs: Sequence[Case]) -> list[str]:
             if case.commands[0].done:
                 notices += _refuse_other_scene(case, asked, hashes)
     return list(dict.fromkeys(notices))
+
+
+def with_enough_images(cases: Sequence[Case]) -> tuple[list[Case], list[str]]:
+    """The cases whose scene has as many training images as they take, and sentences about the others."""
+    counts: dict[Any, int] = {}
+    kept, lines = [], []
+    for case in cases:
+        asked = asked_config(case)
+        if (views := asked.data.train_views) is None:
+            kept.append(case)
+            continue
+        data = replace(asked.data, train_views=None, train_noise=0.0)
+        key = case.source.folder.resolve(), data
+        if key not in counts:
+            scene = load_training_scene(replace(asked, data=data), case.source.folder)
+            counts[key] = len(scene.splits["train"])
+        if views <= counts[key]:
+            kept.append(case)
+        else:
+            lines.append(f"{case.scene} has {counts[key]} training images: no runs from {views}")
+    return kept, list(dict.fromkeys(lines))
 
 
 def _is_json(path: Path) -> bool:
@@ -54,7 +79,10 @@ def asked_config(case: Case) -> TrainConfig:
     """
     words = case.commands[0].words[2:]  # after the module and the scene
     own = ("--out", "--resume", "--seed")
-    return _parsed(tuple(word for at, word in enumerate(words) if not {word, words[at - 1]} & set(own)))
+    try:
+        return _parsed(tuple(word for at, word in enumerate(words) if not {word, words[at - 1]} & set(own)))
+    except UserError as error:
+        raise UserError(f"{case.run}: {error}") from None
 
 
 @cache
@@ -75,19 +103,31 @@ def _refuse_other_settings(case: Case) -> TrainConfig:
     return asked
 
 
-def _refuse_other_scene(case: Case, asked: TrainConfig, hashes: dict[Any, str | UserError]) -> list[str]:
-    """A notice where the scene cannot be read any more; `hashes` keeps what was found of scenes."""
-    folder = case.source.folder
+def _refuse_unknown(case: Case, hashes: Hashes) -> None:
+    """Refuse flags and scenes that the training would refuse, before any is begun."""
+    asked = asked_config(case)
+    if not case.commands[0].done and isinstance(found := _hash(case, asked, hashes), UserError):
+        raise found
+
+
+def _hash(case: Case, asked: TrainConfig, hashes: Hashes) -> str | UserError:
+    """The scene's fingerprint, or why there is none; `hashes` keeps what was found of scenes."""
     seen = replace(asked, data=replace(asked.data, train_noise=0.0))  # noise is no part of a scene
-    key = folder.resolve(), seen.data, find_method(seen.method).load().Model.request == "image"
+    key = case.source.folder.resolve(), seen.data, find_method(seen.method).load().Model.request == "image"
     if key not in hashes:
         try:
-            hashes[key] = scene_hash(load_training_scene(seen, folder))
+            hashes[key] = scene_hash(load_training_scene(seen, case.source.folder))
         except UserError as error:
             hashes[key] = error
-    if isinstance(hashes[key], UserError):
-        return [f"{case.scene}: cannot be read now, so its finished runs are taken as they are: {hashes[key]}"]
-    if read_json(case.folder / CONFIG_FILE)["scene"].get("hash") != hashes[key]:
+    return hashes[key]
+
+
+def _refuse_other_scene(case: Case, asked: TrainConfig, hashes: Hashes) -> list[str]:
+    """A notice where the scene cannot be read any more."""
+    folder, found = case.source.folder, _hash(case, asked, hashes)
+    if isinstance(found, UserError):
+        return [f"{case.scene}: cannot be read now, so its finished runs are taken as they are: {found}"]
+    if read_json(case.folder / CONFIG_FILE)["scene"].get("hash") != found:
         raise UserError(
             f"{case.folder}: {folder} has changed since this run was trained on it (cameras, or the names and sizes of "
             "images, or points); choose another --out, or delete the run's folder to train it again"

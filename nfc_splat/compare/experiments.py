@@ -218,3 +218,10 @@ _ALL = (
 )
 
 EXPERIMENTS = {experiment.name: experiment for experiment in _ALL}
+
+
+def chosen(losses: Sequence[str], encodings: Sequence[str]) -> Experiment:
+    """Each of the losses with each of the target encodings, or with its own where none are named."""
+    coded = [_loss(loss, f"{loss}, {code}", target_encoding=code) for loss in losses for code in encodings]
+    name = "+".join([*losses, *encodings])
+    return Experiment(name, "losses and target encodings as asked", FIELDS, tuple(coded or map(_loss, losses)))

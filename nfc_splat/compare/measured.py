@@ -22,8 +22,8 @@ def measured(case: Case) -> dict[str, Any] | None:
     """The metrics that a finished case left, and how its surface was measured; None of an unfinished one.
 
     `render_seconds` are those of the median view. Lengths are in metres, or in the units of the files. `threads` are
-    the training's, `jobs` how many runs went on at a time, `machine` its processor and GPUs; None where that is not
-    recorded.
+    the training's, `jobs` how many runs went on at a time, `device` where it ran, `machine` its processor and GPUs;
+    None where that is not recorded.
     """
     if not case.done:
         return None
@@ -31,7 +31,8 @@ def measured(case: Case) -> dict[str, Any] | None:
     found = {name: summary.get(name) for name in (*IMAGES, *COSTS, "primitives", "steps")}
     found[DRAWING] = summary.get("median_seconds")
     config = read_json(case.folder / CONFIG_FILE)
-    found |= {"threads": config.get("train", {}).get("threads"), "jobs": read_record(case).get("jobs")}
+    found |= {name: config.get("train", {}).get(name) for name in ("threads", "device")}
+    found["jobs"] = read_record(case).get("jobs")
     found["machine"] = _machine(config.get("hardware", {}))
     if len(case.commands) > 1:
         geometry = read_json(case.folder / MESH_FOLDER / "metrics.json")

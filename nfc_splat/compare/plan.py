@@ -219,7 +219,14 @@ def missing_variants(experiment: Experiment, method: str) -> list[str]:
 
 
 def _fits(variant: Variant, module: ModuleType) -> bool:
-    return variant.settings.keys() <= module.Config.__dataclass_fields__.keys()
+    """Whether the method has what it sets; the loss of bits needs a head that predicts some."""
+    known = module.Config.__dataclass_fields__.keys()
+    bits = "target_encoding" in known and variant.settings.get("target_encoding", "binary") in ("binary", "gray")
+    return variant.settings.keys() <= known and (bits or _loss_of(variant) != "bitwise")
+
+
+def _loss_of(variant: Variant) -> str | None:
+    return dict(zip(variant.flags[::2], variant.flags[1::2], strict=True)).get("--loss")
 
 
 def _essence(variant: Variant, method: str, preset: str) -> tuple[Any, ...]:
@@ -227,7 +234,12 @@ def _essence(variant: Variant, method: str, preset: str) -> tuple[Any, ...]:
     known = find_method(method)
     own = known.load().preset(preset)
     flags = zip(variant.flags[::2], variant.flags[1::2], strict=True)
-    changed = ((name, value) for name, value in variant.settings.items() if getattr(own, name) != value)
+    code = "none" if _loss_of(variant) == "regression" else "binary"  # unless told
+    changed = (
+        (name, value)
+        for name, value in variant.settings.items()
+        if getattr(own, name) != value and (name, value) != ("target_encoding", code)
+    )
     chosen = (pair for pair in flags if pair[0] != RECORDING and pair != (WEIGHT, f"{known.loss_weight:g}"))
     return tuple(sorted(chosen)), tuple(sorted(changed))
 

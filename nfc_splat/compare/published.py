@@ -58,7 +58,7 @@ def published(experiment: str, scene: str) -> list[Row]:
         return [row for method, rows in TANKS.items() for row in _pair(method, rows, source)]
     if experiment in ("sparse", "noise") and "truck" in words:
         return _lines("dvgo", TRUCK[experiment], "Truck of Tanks and Temples")
-    if experiment == "dynamic" and (known := words & DNERF.keys()):
+    if experiment == "dynamic" and len(known := words & DNERF.keys()) == 1:
         (name,) = known
         return _pair("dnerf", DNERF[name], f"{name}, Table 3")
     if experiment == "few-views" and "chair" in words:

@@ -37,7 +37,7 @@ def report(
     groups: Sequence[tuple[Experiment, Sequence[Case]]], failures: Mapping[str, str], out: Path
 ) -> tuple[list[Table], dict[Path, str]]:
     """Print the tables of each experiment's cases, and write them as JSON, CSV and LaTeX, with plots. The files are
-    called after experiments, scenes and methods, so that one comparison leaves another's alone.
+    called after experiments, scenes and methods, so that a comparison of others leaves them alone.
 
     Args:
         failures: what went wrong, by case's name; such cases are left out of the tables.

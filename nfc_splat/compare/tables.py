@@ -186,7 +186,11 @@ def _notes(
         notes.append(f"surfaces: {'; '.join(kinds)}; lengths in the truth's units, ratios in %")
         if sum(map(len, surfaces.values())) > 1:
             notes.append("surfaces: those measured in different ways cannot be compared, and their mean says nothing")
-    return [*notes, *_time_notes(cases, numbers), *(f"*: as published, {one} (arXiv 2403.01058)" for one in sources)]
+    return [
+        *notes,
+        *_time_notes(experiment, cases, numbers),
+        *(f"*: as published, {one} (arXiv 2403.01058)" for one in sources),
+    ]
 
 
 def _mean_notes(cases: Sequence[Case], common: Set[tuple[str, int]]) -> list[str]:
@@ -200,14 +204,17 @@ def _mean_notes(cases: Sequence[Case], common: Set[tuple[str, int]]) -> list[str
     return [f"mean and standard deviation over {len(seeds)} seeds"] if len(seeds) > 1 else []
 
 
-def _time_notes(cases: Sequence[Case], numbers: Numbers) -> list[str]:
-    """A sentence where times were taken under conditions that differ."""
+def _time_notes(experiment: Experiment, cases: Sequence[Case], numbers: Numbers) -> list[str]:
+    """A sentence where times were taken under conditions that differ, or disturb times that are the point."""
     found = [run for case in cases if (run := numbers[case.name])]
-    conditions = dict.fromkeys((run.get("threads"), run.get("jobs"), run.get("machine")) for run in found)
-    if len(conditions) < 2:
-        return []
-    listed = "; ".join(f"{threads} threads, {jobs} at a time, {machine}" for threads, jobs, machine in conditions)
-    return [f"train s: runs had different conditions ({listed}), so that times cannot be compared"]
+    names = ("threads", "jobs", "device", "machine")
+    conditions = dict.fromkeys(tuple(run.get(name) or "unknown" for name in names) for run in found)
+    if len(conditions) > 1:
+        listed = "; ".join(f"threads {one[0]}, {one[1]} at a time, {one[2]}, {one[3]}" for one in conditions)
+        return [f"train s: runs had different conditions ({listed}), so that times cannot be compared"]
+    if experiment.cost and found and (jobs := next(iter(conditions))[1]) != 1:
+        return [f"train s: runs at a time: {jobs}; to compare times take another --out, where one goes on at a time"]
+    return []
 
 
 def _contrast_notes(experiment: Experiment, results: Sequence[Result]) -> list[str]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from nfc_splat.chosen_run import run_folder
 from nfc_splat.errors import UserError
-from nfc_splat.files import atomic_path
+from nfc_splat.files import expect_writable
 
 
 def add_destination_arguments(parser: argparse.ArgumentParser, what: str) -> None:
@@ -34,7 +34,7 @@ def output_file(options: argparse.Namespace, default: str, endings: tuple[str, .
         raise UserError(f"--out {path}: is a folder, expected a file")
     if path.exists() and not options.overwrite:
         raise UserError(f"{path} exists: pass --overwrite to replace it, or --out for another file")
-    _try(path, path.parent)
+    expect_writable(path.parent)
     return path
 
 
@@ -48,17 +48,5 @@ def output_folder(options: argparse.Namespace, path: Path) -> Path:
         raise UserError(f"--out {path}: is a file, expected a folder")
     if path.is_dir() and any(path.iterdir()) and not options.overwrite:
         raise UserError(f"{path} is not empty: pass --overwrite to write over what it holds, or --out for another one")
-    _try(path, path)
+    expect_writable(path)
     return path
-
-
-def _try(path: Path, folder: Path) -> None:
-    """Write a file into `folder` and remove it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {path}: its folder cannot be created ({error.strerror}); choose another") from error
-    probe = folder / f".{path.name}.probe"
-    with atomic_path(probe) as temporary:
-        temporary.write_bytes(b"probe")
-    probe.unlink(missing_ok=True)

@@ -319,7 +319,8 @@ class Viewer:
             self._add_shape(path, name)
         except UserError as error:
             if event.client is not None:
-                event.client.add_notification("not shown", str(error), color="red")
+                event.client.add_notification("not shown", self._for_visitors(error), color="red")
+            log.warning("the viewer does not show a shape: %s", error)
         finally:
             with self._shapes:
                 self._reading.remove(number)
@@ -363,7 +364,7 @@ class Viewer:
             drawn = next(visitor.pictures)
         except Exception as error:  # such as a photograph that is gone: the others' pictures go on
             visitor.pictures = None
-            _complain(visitor, error)
+            self._complain(visitor, error)
             return True
         if drawn is None:
             return True
@@ -403,23 +404,31 @@ class Viewer:
             self._photograph = index, photograph(self._subject.scene, self._views[index], LONGEST)
         return self._photograph[1]
 
+    def _complain(self, visitor: _Visitor, error: Exception) -> None:
+        """Tell a visitor why there is no picture, once until there is one."""
+        said = self._for_visitors(error)
+        if said == visitor.told:
+            return
+        visitor.told = said
+        visitor.client.add_notification("no picture", said, color="red")
+        known = isinstance(error, UserError)
+        log.warning("the viewer could not draw a picture: %s", error, exc_info=None if known else error)
+
+    def _for_visitors(self, error: Exception) -> str:
+        """What went wrong, without the folders of this machine."""
+        if not isinstance(error, UserError):
+            return f"{type(error).__name__}; more is in the terminal where the viewer runs"
+        said = str(error)
+        for folder in filter(None, (self._subject.folder, self._subject.scene.root)):
+            for form in (folder.resolve(), folder):
+                said = said.replace(f"{form}/", "")
+        return said
+
 
 def _pose(client: Any) -> Pose:
     """Where a visitor looks from."""
     camera = client.camera
     return Pose(camera.position, camera.wxyz, camera.fov, camera.aspect)
-
-
-def _complain(visitor: _Visitor, error: Exception) -> None:
-    """Tell a visitor why there is no picture, once until there is one."""
-    known = isinstance(error, UserError)
-    said = str(error) if known else f"{type(error).__name__}: {error}"
-    if said == visitor.told:
-        return
-    visitor.told = said
-    visitor.client.add_notification("no picture", said, color="red")
-    if not known:
-        log.warning("the viewer could not draw a picture", exc_info=error)
 
 
 def _listen(title: str, host: str, port: int) -> Any:
