@@ -13,6 +13,11 @@ class UserError(Exception):
     exit_code = 2
 
 
+def tell(error: UserError) -> None:
+    """Print the error's line to stderr, at once."""
+    print(f"error: {error}", file=sys.stderr, flush=True)
+
+
 def run_command(main: Callable[[], int | None]) -> None:
     """Run a command's `main` and leave the process with its exit code; a `UserError` becomes one line on stderr."""
     for stream in (sys.stdout, sys.stderr):
@@ -21,7 +26,7 @@ def run_command(main: Callable[[], int | None]) -> None:
     try:
         code = main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(error)
         code = error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

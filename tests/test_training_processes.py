@@ -421,6 +421,16 @@ def test_a_failure_is_told_by_one_and_ends_all():
         pass
 
 
+def test_what_is_wrong_is_told_by_one_process_before_all_end(folder):
+    command = [*TORCHRUN, "-m", "nfc_splat.train", str(folder / "opaque"), "--bogus"]
+    done = subprocess.run(
+        command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+    assert done.returncode == 1  # torchrun's own
+    assert done.stderr.count("error: --bogus: unknown flag") == 1
+    assert "nfc_splat/train.py" not in done.stderr  # torchrun alone has a traceback
+
+
 def test_tensors_are_compared_by_their_bits():
     class Other(Group):
         """Beside a second process that holds a one and a zero."""

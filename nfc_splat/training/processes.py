@@ -10,13 +10,14 @@ group is made, and everything here answers at once.
 import os
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 from torch import Tensor
 
-from nfc_splat.errors import UserError
+from nfc_splat.errors import UserError, tell
 from nfc_splat.rendering.kernels.threads import available_cores
 from nfc_splat.rendering.sharing import WHOLE, Share, reduced
 
@@ -24,13 +25,14 @@ from nfc_splat.rendering.sharing import WHOLE, Share, reduced
 OWN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 VARIABLES = (*OWN, "MASTER_ADDR", "MASTER_PORT")
 HOW = "start with torchrun --nproc-per-node N -m nfc_splat.train SCENE ..."
+TOLD, PATIENCE = "nfc_splat/told", timedelta(seconds=10)  # the store's word that the error is printed
 
 
 class FailedElsewhere(UserError):
-    """Another process has failed and says why; this one has only to end, with the same exit code."""
+    """One of the processes has failed and says why; this one has only to end, with the same exit code."""
 
     def __init__(self, exit_code: int) -> None:
-        super().__init__("another process has failed, its message says why")
+        super().__init__("one of the processes has failed, its message says why")
         self.exit_code = exit_code
 
 
@@ -163,8 +165,8 @@ def joined() -> Iterator[Group]:
 
     Raises:
         UserError: some of torchrun's variables are there and others are not, or say what cannot be; the others cannot
-            be reached; whatever the block raises.
-        FailedElsewhere: instead of the block's error, where another process had one first.
+            be reached; whatever the block raises where there is one process.
+        FailedElsewhere: instead of the block's error, which the first of several processes to have one has told.
     """
     group = _announced(os.environ)
     if group.size == 1:
@@ -183,10 +185,14 @@ def joined() -> Iterator[Group]:
     try:
         yield group
     except UserError as error:
-        # What one cannot do the others cannot either, or not without it: one message is enough.
-        if store.add("nfc_splat/failed", 1) > 1:
-            raise FailedElsewhere(error.exit_code) from error
-        raise
+        # What one cannot do the others cannot either, or not without it: one message is enough. torchrun ends all as
+        # soon as one has left, so nobody leaves before it is told.
+        if not isinstance(error, FailedElsewhere) and store.add("nfc_splat/failed", 1) == 1:
+            tell(error)
+            store.set(TOLD, "")
+        with suppress(RuntimeError):  # the store's host is gone, or nobody has told within the time
+            store.wait([TOLD], PATIENCE)
+        raise FailedElsewhere(error.exit_code) from error
     finally:
         if distributed.is_initialized():
             distributed.destroy_process_group()
