@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 
 
 class UserError(Exception):
@@ -24,6 +25,7 @@ def run_command(main: Callable[[], int | None]) -> None:
         if hasattr(stream, "reconfigure"):  # file names may hold bytes that no encoding has a character for
             stream.reconfigure(errors="backslashreplace")
     try:
+        _refuse_empty_words()
         code = main()
     except UserError as error:
         tell(error)
@@ -36,3 +38,11 @@ def run_command(main: Callable[[], int | None]) -> None:
         sys.stderr.close()
         code = 141
     sys.exit(code or 0)
+
+
+def _refuse_empty_words() -> None:
+    """Refuse "" on the command line: as a path it would be the current folder."""
+    for before, word in pairwise(sys.argv):
+        if not word:
+            after = f" after {before}" if before != sys.argv[0] else ""
+            raise UserError(f"the command line has an empty word{after}; is a variable of the shell not set?")

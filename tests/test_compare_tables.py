@@ -15,6 +15,7 @@ from nfc_splat.compare.paired import paired, two_sided_p
 from nfc_splat.compare.plan import Budget, Case, Command, MeasuredScene, plan
 from nfc_splat.compare.plot import _ticks, draw_plot
 from nfc_splat.compare.published import ROOMS, published, published_mean
+from nfc_splat.compare.records import log_path
 from nfc_splat.compare.results import cases_of, report
 from nfc_splat.compare.rows import _differences
 from nfc_splat.compare.tables import Table, mean_table, scene_table
@@ -135,6 +136,13 @@ def test_classification_is_compared_with_regression_at_the_same_place(name, tmp_
         assert difference == ("+1.25 ± 0.00" if "classification" in variant else "")
     assert "n/a" in column(table, "p")
     assert any("regression under the same conditions" in note for note in table.notes)
+
+
+def test_weights_are_compared_with_regression(tmp_path):
+    gains = {"classification, weight 0.5": 2.0, "classification, weight 20": 3.0}
+    table = table_of("lambda", tmp_path, lambda variant: gains.get(variant, 0.0))
+    assert column(table, "variant")[:2] == ["regression", "classification, weight 0.5"]
+    assert column(table, "dPSNR") == ["", "+2.00 ± 0.00", *["+0.00 ± 0.00"] * 4, "+3.00 ± 0.00"]
 
 
 def test_controls_are_also_compared_with_classification(tmp_path):
@@ -424,6 +432,29 @@ def test_runs_of_other_images_are_not_compared(tmp_path):
     tables, files = report([(EXPERIMENTS["sparse"], cases)], wrong, tmp_path)
     assert f"{cases[1].variant} (0 of 1)" in column(tables[0], "variant")
     assert all(file.is_file() for file in files)
+
+
+def test_what_trainings_warned_of_is_told_once_for_each_kind(tmp_path, capsys):
+    cases = planned("static", tmp_path, "a", [1, 2], ["dvgo"])
+    begun, resumed = "$ python -m nfc_splat.train a\n", "resumed at step 5 of 9\n"
+    logs = [
+        "warning: of a run that was deleted\n" + begun + "warning: step 7: no voxel is seen\n",
+        begun + "warning: step 3: no voxel is seen\n" + begun + resumed + "warning: step 8: no voxel is seen\n",
+        begun + "views: 3\n",
+    ]
+    for case, log in zip(cases, logs, strict=False):  # the last has none
+        log_path(leave(case, 30.0)).parent.mkdir(exist_ok=True)
+        log_path(case).write_text(log)
+    leave(cases[-1], 30.0)
+    report([(EXPERIMENTS["static"], cases)], {}, tmp_path / "out")
+    told = capsys.readouterr().out.partition("\nwarned\n")[2].splitlines()
+    assert told[0] == f"  2 of 4 runs, such as {cases[0].run}: step 7: no voxel is seen"
+    assert not any("deleted" in line for line in told)
+    record = json.loads((tmp_path / "out/static-a-dvgo.json").read_text())
+    assert [case["warnings"] for case in record["cases"]][1:3] == [
+        ["step 3: no voxel is seen", "step 8: no voxel is seen"],
+        [],
+    ]
 
 
 def test_each_experiment_gets_its_own_cases_in_its_order(tmp_path):

@@ -120,6 +120,14 @@ def test_errors_are_one_line(trained, capsys):
     assert said.startswith("error: --path val:")
 
 
+def test_an_empty_word_is_no_folder(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["render.py", "run", "--out", ""])
+    with pytest.raises(SystemExit) as left:
+        run_command(lambda: pytest.fail("it began"))
+    assert left.value.code == 2
+    assert "empty word after --out" in capsys.readouterr().err
+
+
 def test_rendered_test_views_are_those_of_the_evaluation(trained):
     _, run = trained
     result = command("render", run)

@@ -525,7 +525,8 @@ def test_a_scene_without_test_views_is_trained_and_not_measured(configure, scene
     assert not (config.out / "eval").exists()
 
 
-def test_nothing_visible_is_said(configure, monkeypatch, caplog):
+@pytest.mark.parametrize(("steps", "looked_at"), [(20, 20), (501, 500)])
+def test_nothing_visible_is_said(configure, monkeypatch, caplog, steps, looked_at):
     original = training_toy.Model.render
 
     def invisible(self, cameras, pixels=None, *, background):
@@ -534,8 +535,8 @@ def test_nothing_visible_is_said(configure, monkeypatch, caplog):
 
     monkeypatch.setattr(training_toy.Model, "render", invisible)
     with caplog.at_level(logging.WARNING, "nfc_splat"):
-        train(configure(steps=101))
-    assert caplog.text.count("nothing is visible") == 1
+        train(configure(steps=steps))
+    assert caplog.text.count(f"after {looked_at} steps nothing is visible") == 1
 
 
 def test_the_trainer_stays_readable():

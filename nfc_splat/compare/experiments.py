@@ -115,7 +115,8 @@ def _scaled(factor: float) -> Variant:
 
 def _weighted(weight: float) -> Variant:
     flags = ("--loss", "classification", "--loss-weight", f"{weight:g}")
-    return Variant(f"classification, weight {weight:g}", flags, line="classification", place=weight)
+    label = f"classification, weight {weight:g}"
+    return Variant(label, flags, line="classification", place=weight, beside=REGRESSION.label)
 
 
 def _grid(side: int, stepsize: float, loss: Variant) -> Variant:

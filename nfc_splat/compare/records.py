@@ -10,6 +10,7 @@ from nfc_splat.errors import UserError
 from nfc_splat.files import read_json, sha256, write_json
 
 RECORDS = "cases"
+WARNING = "warning: "
 
 
 def record_path(case: Case) -> Path:
@@ -20,6 +21,20 @@ def record_path(case: Case) -> Path:
 def log_path(case: Case) -> Path:
     """Where what the commands of a case's run print goes."""
     return record_path(case).with_suffix(".log")
+
+
+def warnings_of(case: Case) -> list[str]:
+    """What the case's training warned of since it was begun, each warning once."""
+    try:
+        text = log_path(case).read_text(encoding="utf-8", errors="replace")
+    except OSError:  # it may be deleted
+        return []
+    found: list[str] = []
+    for part in reversed(text.split("$ python -m nfc_splat.train ")):
+        found[:0] = [line.removeprefix(WARNING) for line in part.splitlines() if line.startswith(WARNING)]
+        if "\nresumed at step" not in part:  # what is before it is of a training that is no more
+            break
+    return list(dict.fromkeys(found))
 
 
 def read_record(case: Case) -> dict[str, Any]:

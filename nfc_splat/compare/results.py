@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any
 
 from nfc_splat.compare.experiments import Experiment
 from nfc_splat.compare.measured import CURVES, curves, measured, training_images
-from nfc_splat.compare.plan import Case, variants_of
+from nfc_splat.compare.plan import Case, runs_of, variants_of
 from nfc_splat.compare.plot import write_plot
+from nfc_splat.compare.records import warnings_of
 from nfc_splat.compare.rows import Numbers
 from nfc_splat.compare.tables import Table, mean_table, scene_table
 from nfc_splat.files import atomic_path, write_json
@@ -50,10 +52,9 @@ def report(
     tables = [table for experiment, group in groups for table in _tables(experiment, group, numbers)]
     for table in tables:
         table.print()
-    if failures:
-        print("\nfailed")
-    for name, reason in failures.items():
-        print(f"  {name}: {reason}")
+    for title, lines in (("failed", _lines_of(failures)), ("warned", warned(cases))):
+        if lines:
+            print("\n".join([f"\n{title}", *(f"  {line}" for line in lines)]))
     records = [_record(case, numbers, failures) for case in cases]
     listed = [{"name": experiment.name, "summary": experiment.summary} for experiment, _ in groups]
     content = {"experiments": listed, "cases": records, "training_images": training_images(cases)[0]}
@@ -65,6 +66,23 @@ def report(
     for experiment, group in groups:
         files |= _plots(experiment, group, numbers, out)
     return tables, files
+
+
+def _lines_of(failures: Mapping[str, str]) -> list[str]:
+    return [f"{name}: {reason}" for name, reason in failures.items()]
+
+
+def warned(cases: Sequence[Case]) -> list[str]:
+    """What trainings warned of, a line for each kind of warning: those that differ in numbers alone are one."""
+    runs = runs_of(cases)
+    kinds: dict[str, list[tuple[str, str]]] = {}
+    for case in runs:
+        for text in warnings_of(case):
+            kinds.setdefault(re.sub(r"[\d.,]+", "#", text), []).append((case.run, text))
+    return [
+        f"{len({run for run, _ in found})} of {len(runs)} runs, such as {found[0][0]}: {found[0][1]}"
+        for found in kinds.values()
+    ]
 
 
 def _stem(groups: Sequence[tuple[Experiment, Sequence[Case]]]) -> str:
@@ -96,7 +114,7 @@ def write_page(
     plots = [
         page.Plot(title, file.read_text(encoding="utf-8")) for file, title in files.items() if file.suffix == ".svg"
     ]
-    notes = [f"Failed: {name}: {reason}" for name, reason in failures.items()]
+    notes = [f"Failed: {line}" for line in _lines_of(failures)] + [f"Warned: {line}" for line in warned(cases)]
     title = "Comparison: " + ", ".join(dict.fromkeys(case.scene for case in cases))
     options = {"tables": shown, "plots": plots, "notes": notes, "command": command}
     return [page.write_report(runs, path, title=title, **options)]
@@ -120,6 +138,7 @@ def _record(case: Case, numbers: Numbers, failures: Mapping[str, str]) -> dict[s
         "seed": case.seed,
         "measured": numbers[case.name],
         "failure": failures.get(case.name),
+        "warnings": warnings_of(case),
         "commands": [command.text for command in case.commands],
     }
 

@@ -27,6 +27,7 @@ from nfc_splat.training.signals import Signals
 from nfc_splat.training.state import TrainingState
 
 VISIBLE = 1 / 255  # alpha below which a rendering shows nothing
+LOOKED_AT = 500  # the step after which it should: dvgo's densities, which begin near nothing, take some 130
 
 log = logging.getLogger(__name__)
 
@@ -127,8 +128,9 @@ class Trainer:
     ) -> dict[str, Any]:
         """Log the step if it is one to log, and return what was logged."""
         state, config = self.state, self.config
-        if state.step == 100 and rendering.alpha.max() < VISIBLE:
-            log.warning("after 100 steps nothing is visible: are the scene's poses right? nfc_splat.doctor shows them")
+        if state.step == min(LOOKED_AT, config.steps) and rendering.alpha.max() < VISIBLE:
+            why = "too few steps, or wrong poses, which nfc_splat.doctor shows"
+            log.warning("after %d steps nothing is visible: %s", state.step, why)
         if state.step % config.log_every and state.step != config.steps:
             return {}
         state.losses = {name: value.item() for name, value in losses.items()}
