@@ -288,6 +288,7 @@ def test_a_short_training_tells_the_time_once(tmp_path, monkeypatch):
     seconds = estimate._tried(case, tmp_path, 1)
     assert 2 < seconds < 200  # a pause of 1 ms in each of 2000 steps
     assert json.loads((tmp_path / "trials/a.json").read_text())["steps"] == 50
+    assert not (tmp_path / "trials/a").exists()
     assert not (tmp_path / "run").exists()
     monkeypatch.setattr(estimate.subprocess, "run", lambda *_, **__: pytest.fail("tried again"))
     assert estimate._tried(case, tmp_path, 1) == seconds

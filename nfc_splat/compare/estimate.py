@@ -4,6 +4,7 @@ Whatever a method keys to a step is scaled with the number of steps, so a short 
 """
 
 import heapq
+import shutil
 import statistics
 import subprocess
 import sys
@@ -103,6 +104,7 @@ def _tried(case: Case, out: Path, threads: int | None) -> float:
         whole = _timed(command)
     training = read_json(folder / "eval/summary.json")["train_seconds"]
     seconds = whole - training + training * steps / part
+    shutil.rmtree(folder)
     write_json(record, {"words": asked, "steps": part, "seconds": seconds})
     return seconds
 
