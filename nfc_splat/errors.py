@@ -1,5 +1,6 @@
 """The one exception that a user sees, and how a command ends with it."""
 
+import os
 import sys
 from collections.abc import Callable
 from itertools import pairwise
@@ -41,8 +42,8 @@ def run_command(main: Callable[[], int | None]) -> None:
 
 
 def _refuse_empty_words() -> None:
-    """Refuse "" on the command line: as a path it would be the current folder."""
+    """Refuse "" and "--flag=" on the command line: as a path it would be the current folder."""
     for before, word in pairwise(sys.argv):
-        if not word:
-            after = f" after {before}" if before != sys.argv[0] else ""
-            raise UserError(f"the command line has an empty word{after}; is a variable of the shell not set?")
+        if not word or (word.startswith("--") and word.endswith("=")):
+            place = f"in {word}" if word else f"after {os.path.basename(before)}"
+            raise UserError(f"an empty value {place}: expected something there; is a variable of the shell not set?")

@@ -54,9 +54,9 @@ def _sync_folder(folder: Path) -> None:
 
 def expect_writable(folder: Path) -> None:
     """Refuse a folder of results that cannot be made or written, before the work; makes nothing."""
-    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
     if not place.is_dir() or not os.access(place, os.W_OK):
-        found = "is not writable" if place.is_dir() else "is a file"
+        found = "is not writable" if place.is_dir() else "is no folder"
         raise UserError(f"cannot write to {folder}: {place} {found}; choose another --out")
 
 

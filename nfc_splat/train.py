@@ -131,12 +131,12 @@ def scene_geometry(scene: "Scene", device: str) -> "SceneGeometry":
 
 def _checked_scene(config: "TrainConfig", source: "RunSource | None") -> "Scene":
     """The scene, after saying what will be done with it; a `UserError` where that makes no sense."""
-    from nfc_splat.training.load import load_training_scene, with_kept_points
+    from nfc_splat.training.load import load_training_scene, refuse_unsuited, with_kept_points
 
     scene = load_training_scene(with_kept_points(config, source))
     _introduce(config, scene)
-    _check_motion(config.method, scene.splits["train"])
-    _check_measuring(config, scene)
+    refuse_unsuited(config, scene)
+    _introduce_motion(config.method, scene.splits["train"])
     return scene
 
 
@@ -288,47 +288,18 @@ def _introduce(config: "TrainConfig", scene: "Scene") -> None:
     log.info("run:    %s", config.out)
 
 
-def _check_motion(name: str, views: "Split") -> None:
-    """Say what the frames' times mean for the method called `name`.
-
-    Raises:
-        UserError: it models motion and there is none.
-    """
+def _introduce_motion(name: str, views: "Split") -> None:
+    """Say what the frames' times mean for the method called `name`."""
     from nfc_splat.fields import METHODS, find_method
 
     times = views.cameras.times
     count = 0 if times is None else len(times.unique())
-    fitting = [method.name for method in METHODS.values() if method.dynamic]
     if find_method(name).dynamic:
-        if count < 2:
-            why = "the frames have no times" if times is None else "all training frames have the same time"
-            raise UserError(
-                f"--method {name} models motion, and {why}; use --method 3dgs, or give each frame its time "
-                "(--time-from names takes it from the order of the images' names)"
-            )
         log.info("time:   the training frames carry %d different times, so the scene moves", count)
     elif count > 1:
-        log.warning(
-            "--method %s is static and the frames carry %d different times: what moves will blur; for motion use "
-            "--method %s",
-            name,
-            count,
-            " or ".join(fitting),
-        )
-
-
-def _check_measuring(config: "TrainConfig", scene: "Scene") -> None:
-    """Raise a `UserError` when the views to be measured are ones that the scene does not have, or too few for the
-    protocol. A scene without test views is not measured at all."""
-    from nfc_splat.eval.images import PROTOCOLS
-    from nfc_splat.eval.views import check_protocol
-
-    name, views = config.split, scene.splits.get(config.split)
-    if name != "test" and not views:
-        present = ", ".join(f"{other} ({len(views)})" for other, views in scene.splits.items())
-        raise UserError(f"--split {name}: {scene.name} has no such views, it has {present}; choose another")
-    if views:
-        check_protocol(PROTOCOLS[config.protocol], len(views))
+        fitting = " or ".join(method.name for method in METHODS.values() if method.dynamic)
+        why = "what moves will blur; for motion use --method"
+        log.warning("--method %s is static and the frames carry %d different times: %s %s", name, count, why, fitting)
 
 
 class _Printer(logging.Handler):

@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 from eval_toys import write_blender_scene
 
-from nfc_splat.compare import estimate, records, work
+from nfc_splat.compare import checks, estimate, records, work
 from nfc_splat.compare.__main__ import main as compare
-from nfc_splat.compare.experiments import EXPERIMENTS, Experiment, Variant
+from nfc_splat.compare.experiments import EXPERIMENTS, Experiment, Variant, chosen
 from nfc_splat.compare.measured import measured
-from nfc_splat.compare.plan import Budget, MeasuredScene, plan, runs_of
+from nfc_splat.compare.plan import Budget, MeasuredScene, plan, runs_of, variants_of
 from nfc_splat.compare.results import cases_of
 from nfc_splat.errors import UserError
+from nfc_splat.fields import find_method
 from nfc_splat.files import write_json
 from nfc_splat.open3d_loader import load_open3d
 from nfc_splat.training.command_line import parse_command_line
@@ -108,7 +109,11 @@ def test_surfaces_are_extracted_and_measured_against_the_scenes_truth(tmp_path, 
         (["a", "--truth", "x.ply"], "--truth x.ply: is for one scene and an experiment that measures surfaces"),
         (["a", "--experiment", "grid", "--methods", "ngp"], "nothing to compare; grid: ngp has no side 64"),
         (["a", "--losses", "bitwise", "--methods", "3dgs"], "nothing to compare; bitwise: 3dgs has no bitwise"),
-        (["a", "--seeds", "--methods", "ngp"], "--seeds: expected one number or more"),
+        (["a", "--seeds", "--methods", "ngp"], "--seeds: expected one value or more"),
+        (["a", "--losses"], "--losses: expected one value or more"),
+        (["a", "--experiment", "dynamic"], "a-dnerf-regression-42: --method dnerf models motion"),
+        (["a", "--methods", "3dgs", "--", "--split", "val"], "a-3dgs-regression-42: --split val"),
+        (["a", "--", "--test-every", "0"], "a: has no test views, so there is nothing to compare"),
         (["a", "--methods", "dvgo", "--", "--stepz", "8"], "a-dvgo-regression-42: .*--stepz"),
         (["a", "--methods", "3dgs", "dvgo", "--", "--sh-degree", "1"], "a-dvgo-regression-42: .*--sh-degree"),
         (["empty"], "empty: .*format"),
@@ -194,6 +199,14 @@ def test_losses_and_encodings_of_ones_own_choice(tmp_path, planned):
     assert len(planned(*words, "--losses", "bitwise")) == 1
     both = planned(*words, "--encodings", "none", "gray", "--experiment", "encodings")
     assert len(both) == 8 + 1  # regression with gray
+
+
+def test_a_code_that_is_a_methods_own_is_not_taken_for_another(tmp_path, monkeypatch):
+    """Methods of other packages may have another default than "auto", which is settled by the loss."""
+    module = find_method("dvgo").load()
+    monkeypatch.setattr(module, "preset", lambda _: replace(module.Config(), target_encoding="none"))
+    codes = variants_of(chosen(("classification",), ("binary", "none")), "dvgo", "quick")
+    assert [one.arguments[2:] for one in codes] == [("--target-encoding", "binary"), ("--target-encoding", "none")]
 
 
 def test_runs_from_more_images_than_there_are_are_left_out(tmp_path, planned):
@@ -304,6 +317,33 @@ def test_a_finished_comparison_can_be_moved_and_named_in_other_ways(finished, ca
     assert capsys.readouterr().out.count("done before") == 2
 
 
+def test_finished_runs_are_believed_where_the_scene_is_gone(finished, capsys):
+    """Also those whose number of training images the scene would have to tell."""
+    rename = (finished / "ball").rename
+    few = ("--", "--train-views", "2")
+    for folder in (finished / "out").glob("*/config.json"):
+        record = json.loads(folder.read_text())
+        record["train"]["data"]["train_views"] = 2
+        folder.write_text(json.dumps(record))
+    rename(finished / "elsewhere")
+    (finished / "ball").mkdir()
+    assert compare(["ball", "--out", "out", *ASKED[:-1], *few]) == 0
+    out = capsys.readouterr().out
+    assert out.count("done before") == 2
+    assert "ball: cannot be read now, so its finished runs are taken as they are" in out
+    with pytest.raises(UserError, match="no scene that any reader knows"):
+        compare(["ball", "--out", "new", *ASKED[:-1], *few])
+
+
+def test_only_runs_on_this_machine_need_its_devices(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    scene = MeasuredScene(tiny_scene(tmp_path / "a"))
+    cases = plan([EXPERIMENTS["static"]], [scene], ["3dgs"], [1], Budget("quick", ("--device", "cuda")), tmp_path)
+    assert checks.check(cases, checks.Scenes(), here=False) == []
+    with pytest.raises(UserError, match="a-3dgs-regression-1: --device cuda"):
+        checks.check(cases, checks.Scenes())
+
+
 def test_runs_of_other_flags_or_scenes_are_refused(finished):
     for flags, difference in ((("--steps", "7"), "model.*steps"), (("--protocol", "dnerf"), "protocol dnerf")):
         with pytest.raises(UserError, match=f"was begun with other flags than now: .*{difference}"):
@@ -381,7 +421,10 @@ def test_a_stopped_comparison_goes_on_and_one_failure_does_not_end_it(tmp_path, 
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     assert compare([*asked, "--", *SIZE]) == 1
     out = capsys.readouterr().out
-    assert "resumed at step" in Path("out/cases/ball-3dgs-regression-42.log").read_text()
+    log = Path("out/cases/ball-3dgs-regression-42.log").read_text()
+    assert "\n# where it stopped\n" in log
+    assert "resumed at step" in log
+    assert "stopped at step" not in out
     assert "ball-dvgo-regression-42: failed (2): " in out
     assert "train on more images" in out
     cases = json.loads(Path("out/static-ball-3dgs+dvgo.json").read_text())["cases"]

@@ -436,10 +436,16 @@ def test_runs_of_other_images_are_not_compared(tmp_path):
 
 def test_what_trainings_warned_of_is_told_once_for_each_kind(tmp_path, capsys):
     cases = planned("static", tmp_path, "a", [1, 2], ["dvgo"])
-    begun, resumed = "$ python -m nfc_splat.train a\n", "resumed at step 5 of 9\n"
+    begun, resumed = "$ python -m nfc_splat.train a\n", "# where it stopped\n"
+    stopped = "warning: stopped at step 5, which is saved; --resume goes on from there\n"
     logs = [
         "warning: of a run that was deleted\n" + begun + "warning: step 7: no voxel is seen\n",
-        begun + "warning: step 3: no voxel is seen\n" + begun + resumed + "warning: step 8: no voxel is seen\n",
+        begun
+        + "warning: step 3: no voxel is seen\n"
+        + stopped
+        + begun
+        + resumed
+        + "warning: step 8: no voxel is seen\n",
         begun + "views: 3\n",
     ]
     for case, log in zip(cases, logs, strict=False):  # the last has none

@@ -309,6 +309,18 @@ def test_time_to_compile_is_not_taken_for_time_to_train(tmp_path, monkeypatch, k
     assert estimate._tried(case, tmp_path, 1) == expected
 
 
+def test_a_trial_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    case = case_of(tmp_path, "a", (("nfc_splat.train", "scene", "--method", "dvgo"), tmp_path / "run"), method="dvgo")
+    write_json(tmp_path / "trials/a/config.json", {})
+    monkeypatch.setattr(estimate, "asked_config", lambda _: SimpleNamespace(steps=4000))
+    command = [sys.executable, "-c", "import sys; sys.exit('error: too few')"]
+    timed = estimate._timed
+    monkeypatch.setattr(estimate, "_timed", lambda _: timed(command))
+    with pytest.raises(UserError, match="too few"):
+        estimate._tried(case, tmp_path, 1)
+    assert list((tmp_path / "trials").iterdir()) == []
+
+
 def test_compiling_a_kernel_is_noticed(tmp_path, monkeypatch):
     from nfc_splat.rendering.kernels import numba_tools
 

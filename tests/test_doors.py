@@ -120,12 +120,16 @@ def test_errors_are_one_line(trained, capsys):
     assert said.startswith("error: --path val:")
 
 
-def test_an_empty_word_is_no_folder(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["render.py", "run", "--out", ""])
+@pytest.mark.parametrize(
+    ("words", "where"),
+    [(["run", "--out", ""], "value after --out"), (["--out="], "in --out="), ([""], "after render.py")],
+)
+def test_an_empty_value_is_no_folder(monkeypatch, capsys, words, where):
+    monkeypatch.setattr(sys, "argv", ["render.py", *words])
     with pytest.raises(SystemExit) as left:
         run_command(lambda: pytest.fail("it began"))
     assert left.value.code == 2
-    assert "empty word after --out" in capsys.readouterr().err
+    assert where in capsys.readouterr().err
 
 
 def test_rendered_test_views_are_those_of_the_evaluation(trained):

@@ -226,7 +226,7 @@ def test_an_existing_file_is_kept_unless_told(runs, tmp_path):
         (["SURFACE", "--min-triangles", "0"], "--min-triangles 0: expected at least 1"),
         (["SURFACE", "--resolution", "16", "--min-triangles", "99999"], "none of 1 pieces has as many"),
         (["SURFACE", "--out", "mesh.stl"], r"--out mesh.stl: expected a name that ends with \.ply, \.obj, \.glb"),
-        (["SURFACE", "--out", "SCENE/transforms_train.json/mesh.ply"], "transforms_train.json is a file"),
+        (["SURFACE", "--out", "SCENE/transforms_train.json/mesh.ply"], "transforms_train.json is no folder"),
         (["SURFACE", "--out", "FOLDER.ply"], "is a folder, expected a file"),
         (["SURFACE", "--checkpoint", "3"], "--checkpoint 3: .* has no checkpoint of that step"),
     ],

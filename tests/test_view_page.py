@@ -323,3 +323,7 @@ def test_a_picture_that_fails_is_its_visitors_trouble_alone(viewer, visitor, mod
     viewer.model_changed("step 3")
     work_off(viewer, model)
     assert visitor.told[-1] == "RuntimeError; more is in the terminal where the viewer runs"
+    gone = UserError("/mnt/photos/of/me/0.png: is 3/4 of a picture")
+    viewer.model_changed("step 4")
+    work_off(viewer, model)
+    assert visitor.told[-1] == "0.png: is 3/4 of a picture"

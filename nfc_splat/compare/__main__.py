@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # Flags of a training that every comparison sets itself.
 OWN = {"--method", "--loss", "--seed", "--preset", "--out", "--resume", "--overwrite"}
+LISTS = {"--experiment", "--losses", "--encodings", "--methods", "--seeds"}
 PROGRAM = "python -m nfc_splat.compare"
 Name = Literal[
     "static", "dynamic", "sparse", "noise", "surface", "ablation", "few-views", "lambda", "cost", "controls",
@@ -69,17 +70,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Plan, train, measure, print; returns the exit code: 1 where a case failed."""
     options, passed = _parse(sys.argv[1:] if arguments is None else arguments)
     from nfc_splat.compare import results
-    from nfc_splat.compare.checks import check, with_enough_images
+    from nfc_splat.compare.checks import Scenes, check, with_enough_images
     from nfc_splat.compare.measured import training_images
     from nfc_splat.compare.plan import runs_of
 
     experiments = _experiments(options)
     methods = tuple(dict.fromkeys(options.methods))
-    cases, too_many = with_enough_images(_plan(options, experiments, methods, passed))
+    scenes = Scenes()
+    cases, too_many = with_enough_images(_plan(options, experiments, methods, passed), scenes)
     runs, missing = runs_of(cases), [*_left_out(experiments, methods), *too_many]
     if not runs:
         raise UserError("; ".join(["there is nothing to compare", *missing]))
-    for line in [*missing, *check(runs)]:
+    for line in [*missing, *check(runs, scenes, here=not options.cluster)]:
         print(f"{'# ' if options.dry_run else ''}{line}", flush=True)
     if options.dry_run:
         _show(runs, options)
@@ -114,8 +116,6 @@ def _plan(
     from nfc_splat.compare import plan
     from nfc_splat.fields import find_method
 
-    if not options.seeds:
-        raise UserError("--seeds: expected one number or more")
     variants = [variant for experiment in experiments for variant in experiment.variants]
     own = OWN | {word for variant in variants for word in variant.arguments if word.startswith("--")}
     _refuse_own(passed, own)
@@ -166,6 +166,8 @@ def _parse(arguments: Sequence[str]) -> tuple[Options, tuple[str, ...]]:
     """The options, and the words after `--`."""
     import tyro
 
+    from nfc_splat.compare.plan import flag_of
+
     words = list(arguments)
     passed: list[str] = []
     if "--" in words:
@@ -175,6 +177,9 @@ def _parse(arguments: Sequence[str]) -> tuple[Options, tuple[str, ...]]:
     options = parse_options(
         Options, words, PROGRAM, default=default, positional={"scenes": "SCENE"}, expected="scenes and flags only"
     )
+    for word, after in zip(words, [*words[1:], "--"], strict=True):
+        if flag_of(word) in LISTS and "=" not in word and after.startswith("--"):
+            raise UserError(f"{word}: expected one value or more")
     if not options.scenes:
         raise UserError(f"no SCENE; expected folders of scenes, see {PROGRAM} --help")
     for scene in options.scenes:

@@ -7,58 +7,79 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from nfc_splat.compare.plan import Case
+from nfc_splat.compare.plan import Case, without
+from nfc_splat.data import Scene
 from nfc_splat.errors import UserError
 from nfc_splat.fields import find_method
 from nfc_splat.files import read_json
 from nfc_splat.training.checkpoint import differences
 from nfc_splat.training.command_line import parse_command_line
 from nfc_splat.training.config import TrainConfig, matching
-from nfc_splat.training.load import load_training_scene, scene_hash
-from nfc_splat.training.run import CONFIG_FILE, read_config
+from nfc_splat.training.load import load_training_scene, refuse_unsuited, scene_hash, with_kept_points
+from nfc_splat.training.run import CONFIG_FILE, RunSource, is_run, read_config
 
-Hashes = dict[Any, str | UserError]
 MEASURING = ("protocol", "split")  # settings that a resumed run may change, and a comparison's runs may not
 
 
-def check(runs: Sequence[Case]) -> list[str]:
+class Scenes:
+    """The scenes of a comparison as its trainings read them, each once."""
+
+    def __init__(self) -> None:
+        self._found: dict[Any, Scene | UserError] = {}
+
+    def of(self, case: Case, asked: TrainConfig) -> Scene | UserError:
+        """The scene of a case that is told `asked`, or why it cannot be read."""
+        if is_run(case.folder):  # which has the points that it began with
+            asked = with_kept_points(asked, RunSource(case.folder))
+        asked = replace(asked, data=replace(asked.data, train_noise=0.0))  # noise is no part of a scene
+        folder = case.source.folder
+        key = folder.resolve(), asked.data, find_method(asked.method).load().Model.request == "image"
+        if key not in self._found:
+            try:
+                self._found[key] = load_training_scene(asked, folder)
+            except UserError as error:
+                self._found[key] = error
+        return self._found[key]
+
+
+def check(runs: Sequence[Case], scenes: Scenes, *, here: bool = True) -> list[str]:
     """Sentences about files that cannot be believed, so that their runs are done again from there.
 
+    Args:
+        runs: a case for each run.
+        scenes: read so far.
+        here: whether trainings are to be on this machine.
+
     Raises:
-        UserError: a training would refuse its flags or its scene, a run was begun with other settings, or on a scene
-            that has changed since.
+        UserError: a training would refuse its flags or its scene, or would measure nothing; a run was begun with other
+            settings, or on a scene that has changed since.
     """
-    notices, hashes = [], {}
+    notices = []
     for case in runs:
-        _refuse_unknown(case, hashes)
-    for case in runs:
+        if not case.commands[0].done:
+            _refuse_in_vain(case, scenes, here=here)
         flaws = [command.flaw for command in case.commands if command.product.exists() and command.flaw]
         notices += [f"{case.run}: not taken as done: {flaw}" for flaw in flaws[:1]]
         if _is_json(case.folder / CONFIG_FILE):
             asked = _refuse_other_settings(case)
             if case.commands[0].done:
-                notices += _refuse_other_scene(case, asked, hashes)
+                notices += _refuse_other_scene(case, scenes.of(case, asked))
     return list(dict.fromkeys(notices))
 
 
-def with_enough_images(cases: Sequence[Case]) -> tuple[list[Case], list[str]]:
-    """The cases whose scene has as many training images as they take, and sentences about the others."""
-    counts: dict[Any, int] = {}
+def with_enough_images(cases: Sequence[Case], scenes: Scenes) -> tuple[list[Case], list[str]]:
+    """The cases whose scene has as many training images as they take, or cannot be read, and sentences about the
+    others."""
     kept, lines = [], []
     for case in cases:
         asked = asked_config(case)
-        if (views := asked.data.train_views) is None:
-            kept.append(case)
-            continue
-        data = replace(asked.data, train_views=None, train_noise=0.0)
-        key = case.source.folder.resolve(), data
-        if key not in counts:
-            scene = load_training_scene(replace(asked, data=data), case.source.folder)
-            counts[key] = len(scene.splits["train"])
-        if views <= counts[key]:
-            kept.append(case)
+        views = asked.data.train_views
+        whole = replace(asked, data=replace(asked.data, train_views=None))
+        scene = None if views is None else scenes.of(case, whole)
+        if isinstance(scene, Scene) and views > (count := len(scene.splits["train"])):
+            lines.append(f"{case.scene} has {count} training images: no runs from {views}")
         else:
-            lines.append(f"{case.scene} has {counts[key]} training images: no runs from {views}")
+            kept.append(case)
     return kept, list(dict.fromkeys(lines))
 
 
@@ -71,16 +92,16 @@ def _is_json(path: Path) -> bool:
     return True
 
 
-def asked_config(case: Case) -> TrainConfig:
-    """What the case's training is told; its scene, run folder and seed are not in it.
+def asked_config(case: Case, *, here: bool = False) -> TrainConfig:
+    """What the case's training is told; its scene, run folder and seed are not in it, and unless it is to be on this
+    machine neither is the device.
 
     Raises:
         UserError: the flags make no sense.
     """
-    words = case.commands[0].words[2:]  # after the module and the scene
-    own = ("--out", "--resume", "--seed")
+    own = {"--out", "--resume", "--seed"} if here else {"--out", "--resume", "--seed", "--device"}
     try:
-        return _parsed(tuple(word for at, word in enumerate(words) if not {word, words[at - 1]} & set(own)))
+        return _parsed(tuple(without(case.commands[0].words[2:], own)))  # after the module and the scene
     except UserError as error:
         raise UserError(f"{case.run}: {error}") from None
 
@@ -103,31 +124,26 @@ def _refuse_other_settings(case: Case) -> TrainConfig:
     return asked
 
 
-def _refuse_unknown(case: Case, hashes: Hashes) -> None:
-    """Refuse flags and scenes that the training would refuse, before any is begun."""
-    asked = asked_config(case)
-    if not case.commands[0].done and isinstance(found := _hash(case, asked, hashes), UserError):
-        raise found
+def _refuse_in_vain(case: Case, scenes: Scenes, *, here: bool) -> None:
+    """Refuse what the training would refuse, and a training of which nothing would be measured."""
+    asked = asked_config(case, here=here)
+    scene = scenes.of(case, asked)
+    if isinstance(scene, UserError):
+        raise scene
+    try:
+        refuse_unsuited(asked, scene)
+    except UserError as error:
+        raise UserError(f"{case.run}: {error}") from None
+    if not scene.splits.get(asked.split):
+        raise UserError(f"{case.source.folder}: has no test views, so there is nothing to compare; keep some")
 
 
-def _hash(case: Case, asked: TrainConfig, hashes: Hashes) -> str | UserError:
-    """The scene's fingerprint, or why there is none; `hashes` keeps what was found of scenes."""
-    seen = replace(asked, data=replace(asked.data, train_noise=0.0))  # noise is no part of a scene
-    key = case.source.folder.resolve(), seen.data, find_method(seen.method).load().Model.request == "image"
-    if key not in hashes:
-        try:
-            hashes[key] = scene_hash(load_training_scene(seen, case.source.folder))
-        except UserError as error:
-            hashes[key] = error
-    return hashes[key]
-
-
-def _refuse_other_scene(case: Case, asked: TrainConfig, hashes: Hashes) -> list[str]:
+def _refuse_other_scene(case: Case, scene: Scene | UserError) -> list[str]:
     """A notice where the scene cannot be read any more."""
-    folder, found = case.source.folder, _hash(case, asked, hashes)
-    if isinstance(found, UserError):
-        return [f"{case.scene}: cannot be read now, so its finished runs are taken as they are: {found}"]
-    if read_json(case.folder / CONFIG_FILE)["scene"].get("hash") != found:
+    folder = case.source.folder
+    if isinstance(scene, UserError):
+        return [f"{case.scene}: cannot be read now, so its finished runs are taken as they are: {scene}"]
+    if read_json(case.folder / CONFIG_FILE)["scene"].get("hash") != scene_hash(scene):
         raise UserError(
             f"{case.folder}: {folder} has changed since this run was trained on it (cameras, or the names and sizes of "
             "images, or points); choose another --out, or delete the run's folder to train it again"

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nfc_splat.compare.checks import asked_config
-from nfc_splat.compare.plan import Case, flag_of
+from nfc_splat.compare.plan import Case, without
 from nfc_splat.compare.work import ending_with_us, with_threads
 from nfc_splat.errors import UserError
 from nfc_splat.files import read_json, write_json
@@ -41,7 +41,7 @@ def describe_time(runs: Sequence[Case], out: Path, jobs: int, threads: int | Non
     """
     kinds: dict[tuple[str, ...], list[Case]] = {}
     for case in runs:
-        kinds.setdefault(tuple(_without(case.commands[0].words, FREE)), []).append(case)
+        kinds.setdefault(tuple(without(case.commands[0].words, FREE)), []).append(case)
     lines, unknown = [], False
     expected: dict[str, float] = {}
     for kind in kinds.values():
@@ -90,8 +90,8 @@ def _tried(case: Case, out: Path, threads: int | None) -> float:
     record = out / "trials" / f"{case.run}.json"
     folder = record.with_suffix("")
     words = with_threads(case.commands[0].words, threads)
-    short = _without(words, {"--steps", "--out", "--resume"})
-    asked = _without(words, {"--out", "--resume"})
+    short = without(words, {"--steps", "--out", "--resume"})
+    asked = without(words, {"--out", "--resume"})
     if (seconds := _recorded(record, asked)) is not None:
         return seconds
     steps = asked_config(case).steps
@@ -99,12 +99,14 @@ def _tried(case: Case, out: Path, threads: int | None) -> float:
     print(f"# timing a moment of {_title([case])} ...", flush=True)
     command = [sys.executable, "-m", *short, "--out", str(folder), "--steps", str(part), "--overwrite"]
     kernels = _last_compiled()
-    whole = _timed(command)
-    if _last_compiled() != kernels:  # which takes longer than a moment of training
+    try:
         whole = _timed(command)
-    training = read_json(folder / "eval/summary.json")["train_seconds"]
+        if _last_compiled() != kernels:  # which takes longer than a moment of training
+            whole = _timed(command)
+        training = read_json(folder / "eval/summary.json")["train_seconds"]
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     seconds = whole - training + training * steps / part
-    shutil.rmtree(folder)
     write_json(record, {"words": asked, "steps": part, "seconds": seconds})
     return seconds
 
@@ -137,17 +139,3 @@ def _recorded(record: Path, words: Sequence[str]) -> float | None:
         return None
     same = isinstance(found, dict) and found.get("words") == list(words)
     return found.get("seconds") if same else None
-
-
-def _without(words: Sequence[str], flags: set[str]) -> list[str]:
-    """`words` without these flags and their values, which may be in the same word."""
-    kept: list[str] = []
-    skipping = False
-    for word in words:
-        if skipping:
-            skipping = False
-        elif flag_of(word) in flags:
-            skipping = "=" not in word
-        else:
-            kept.append(word)
-    return kept

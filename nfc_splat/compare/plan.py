@@ -121,6 +121,20 @@ def flag_of(word: str) -> str:
     return word.partition("=")[0].replace("_", "-")
 
 
+def without(words: Sequence[str], flags: set[str]) -> list[str]:
+    """`words` without these flags and their values, which may be in the same word."""
+    kept: list[str] = []
+    skipping = False
+    for word in words:
+        if skipping:
+            skipping = False
+        elif flag_of(word) in flags:
+            skipping = "=" not in word
+        else:
+            kept.append(word)
+    return kept
+
+
 @dataclass(frozen=True)
 class Budget:
     """What all runs have in common.
@@ -234,11 +248,11 @@ def _essence(variant: Variant, method: str, preset: str) -> tuple[Any, ...]:
     known = find_method(method)
     own = known.load().preset(preset)
     flags = zip(variant.flags[::2], variant.flags[1::2], strict=True)
-    code = "none" if _loss_of(variant) == "regression" else "binary"  # unless told
+    code = "none" if _loss_of(variant) == "regression" else "binary"  # what "auto" comes to
     changed = (
         (name, value)
         for name, value in variant.settings.items()
-        if getattr(own, name) != value and (name, value) != ("target_encoding", code)
+        if value != getattr(own, name) and (name, value, getattr(own, name)) != ("target_encoding", code, "auto")
     )
     chosen = (pair for pair in flags if pair[0] != RECORDING and pair != (WEIGHT, f"{known.loss_weight:g}"))
     return tuple(sorted(chosen)), tuple(sorted(changed))

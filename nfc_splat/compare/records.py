@@ -5,11 +5,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from nfc_splat.compare.plan import Case
+from nfc_splat.compare.plan import Case, Command
 from nfc_splat.errors import UserError
 from nfc_splat.files import read_json, sha256, write_json
+from nfc_splat.training.run import was_saved
 
 RECORDS = "cases"
+TRAINING = "$ python -m nfc_splat.train "
+GOES_ON = "# where it stopped"
 WARNING = "warning: "
 
 
@@ -24,17 +27,24 @@ def log_path(case: Case) -> Path:
 
 
 def warnings_of(case: Case) -> list[str]:
-    """What the case's training warned of since it was begun, each warning once."""
+    """What the case's training warned of since it was begun, each warning once; that it was stopped is not one."""
     try:
         text = log_path(case).read_text(encoding="utf-8", errors="replace")
     except OSError:  # it may be deleted
         return []
     found: list[str] = []
-    for part in reversed(text.split("$ python -m nfc_splat.train ")):
-        found[:0] = [line.removeprefix(WARNING) for line in part.splitlines() if line.startswith(WARNING)]
-        if "\nresumed at step" not in part:  # what is before it is of a training that is no more
+    for part in reversed(text.split(TRAINING)):
+        lines = part.splitlines()
+        found[:0] = [line.removeprefix(WARNING) for line in lines if line.startswith(WARNING)]
+        if GOES_ON not in lines:  # what is before it is of a training that is no more
             break
-    return list(dict.fromkeys(found))
+    return [line for line in dict.fromkeys(found) if not line.startswith("stopped at step")]
+
+
+def command_note(case: Case, command: Command) -> str:
+    """What the log says of a command before it is begun."""
+    resumed = command.words[0] == "nfc_splat.train" and was_saved(case.folder)
+    return f"$ {command.text}\n" + (f"{GOES_ON}\n" if resumed else "")
 
 
 def read_record(case: Case) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nfc_splat.compare.plan import Case, flag_of
-from nfc_splat.compare.records import forget_other_surface, log_path, write_record
+from nfc_splat.compare.records import command_note, forget_other_surface, log_path, write_record
 from nfc_splat.terminal import duration
 from nfc_splat.training.signals import Signals
 
@@ -127,7 +127,7 @@ def run_case(case: Case, threads: int | None) -> Iterator["subprocess.Popen[byte
         if command.done:
             continue
         with open(log, "a", encoding="utf-8") as sink:
-            sink.write(f"$ {command.text}\n")
+            sink.write(command_note(case, command))
             sink.flush()
             # A session of its own: a Ctrl-C reaches it through us, once, and it saves.
             process = subprocess.Popen(

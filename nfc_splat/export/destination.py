@@ -1,4 +1,4 @@
-"""Where an export goes: tried before any work is done, and never over what is there unless that is asked for."""
+"""Where an export goes: looked at before any work is done, and never over what is there unless that is asked for."""
 
 import argparse
 from pathlib import Path

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import io
 import logging
+import re
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -422,7 +423,7 @@ class Viewer:
         for folder in filter(None, (self._subject.folder, self._subject.scene.root)):
             for form in (folder.resolve(), folder):
                 said = said.replace(f"{form}/", "")
-        return said
+        return re.sub(r"(?<!\S)/(?:[^/\s]+/)+", "", said)
 
 
 def _pose(client: Any) -> Pose:
