@@ -131,7 +131,7 @@ def scene_geometry(scene: "Scene", device: str) -> "SceneGeometry":
 
 def _checked_scene(config: "TrainConfig", source: "RunSource | None") -> "Scene":
     """The scene, after saying what will be done with it; a `UserError` where that makes no sense."""
-    from nfc_splat.training.load import load_training_scene, refuse_unsuited, with_kept_points
+    from nfc_splat.training.load import load_training_scene, with_kept_points
 
     scene = load_training_scene(with_kept_points(config, source))
     _introduce(config, scene)
@@ -286,6 +286,32 @@ def _introduce(config: "TrainConfig", scene: "Scene") -> None:
     log.info("preset: %s, %d steps, on %s with %d threads", config.preset, config.steps, config.device, config.threads)
     log.info("loss:   %s", loss)
     log.info("run:    %s", config.out)
+
+
+def refuse_unsuited(config: "TrainConfig", scene: "Scene") -> None:
+    """Refuse a scene that lacks what the run wants of it. One without test views is not measured at all.
+
+    Raises:
+        UserError: the method models motion and there is none; the views to be measured are ones that the scene does
+            not have, or too few for the protocol.
+    """
+    from nfc_splat.eval.images import PROTOCOLS
+    from nfc_splat.eval.views import check_protocol
+    from nfc_splat.fields import find_method
+
+    times = scene.splits["train"].cameras.times
+    if find_method(config.method).dynamic and (times is None or len(times.unique()) < 2):
+        why = "the frames have no times" if times is None else "all training frames have the same time"
+        raise UserError(
+            f"--method {config.method} models motion, and {why}; use --method 3dgs, or give each frame its time "
+            "(--time-from names takes it from the order of the images' names)"
+        )
+    name, views = config.split, scene.splits.get(config.split)
+    if name != "test" and not views:
+        present = ", ".join(f"{other} ({len(views)})" for other, views in scene.splits.items())
+        raise UserError(f"--split {name}: {scene.name} has no such views, it has {present}; choose another")
+    if views:
+        check_protocol(PROTOCOLS[config.protocol], len(views))
 
 
 def _introduce_motion(name: str, views: "Split") -> None:

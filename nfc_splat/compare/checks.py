@@ -12,10 +12,11 @@ from nfc_splat.data import Scene
 from nfc_splat.errors import UserError
 from nfc_splat.fields import find_method
 from nfc_splat.files import read_json
+from nfc_splat.train import refuse_unsuited
 from nfc_splat.training.checkpoint import differences
 from nfc_splat.training.command_line import parse_command_line
 from nfc_splat.training.config import TrainConfig, matching
-from nfc_splat.training.load import load_training_scene, refuse_unsuited, scene_hash, with_kept_points
+from nfc_splat.training.load import load_training_scene, scene_hash, with_kept_points
 from nfc_splat.training.run import CONFIG_FILE, RunSource, is_run, read_config
 
 MEASURING = ("protocol", "split")  # settings that a resumed run may change, and a comparison's runs may not

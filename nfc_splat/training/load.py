@@ -8,8 +8,6 @@ from typing import Any, NamedTuple
 
 from nfc_splat.data import DataConfig, Scene, load_scene
 from nfc_splat.errors import UserError
-from nfc_splat.eval.images import PROTOCOLS
-from nfc_splat.eval.views import check_protocol
 from nfc_splat.fields import find_method
 from nfc_splat.files import atomic_path
 from nfc_splat.rendering import SceneModel
@@ -66,28 +64,6 @@ def load_training_scene(config: TrainConfig, path: Path | None = None) -> Scene:
     """The scene of a run, as its method wants it; `path` is where it is now, by default where the config says."""
     module = find_method(config.method).load()
     return load_scene(path or config.scene, config.data, undistort=module.Model.request == "image")
-
-
-def refuse_unsuited(config: TrainConfig, scene: Scene) -> None:
-    """Refuse a scene that lacks what the run wants of it. One without test views is not measured at all.
-
-    Raises:
-        UserError: the method models motion and there is none; the views to be measured are ones that the scene does
-            not have, or too few for the protocol.
-    """
-    times = scene.splits["train"].cameras.times
-    if find_method(config.method).dynamic and (times is None or len(times.unique()) < 2):
-        why = "the frames have no times" if times is None else "all training frames have the same time"
-        raise UserError(
-            f"--method {config.method} models motion, and {why}; use --method 3dgs, or give each frame its time "
-            "(--time-from names takes it from the order of the images' names)"
-        )
-    name, views = config.split, scene.splits.get(config.split)
-    if name != "test" and not views:
-        present = ", ".join(f"{other} ({len(views)})" for other, views in scene.splits.items())
-        raise UserError(f"--split {name}: {scene.name} has no such views, it has {present}; choose another")
-    if views:
-        check_protocol(PROTOCOLS[config.protocol], len(views))
 
 
 def with_kept_points(config: TrainConfig, source: RunSource | None) -> TrainConfig:
