@@ -261,8 +261,8 @@ class Model(MarchedModel):
         if not occupied.any():
             raise UserError(
                 f"step {step}: no cell is occupied any more: opacities are at most {float(alpha.max()):.3g}, more than "
-                f"{config.mask_threshold:.3g} is needed; raise --steps, lower --mask-threshold or check the poses with "
-                "nfc_splat.doctor"
+                f"{config.mask_threshold:.3g} is needed; raise --steps or --region, lower --mask-threshold or check "
+                "the poses with nfc_splat.doctor"
             )
         self.mask = CellMask.of(occupied, cells.low, cells.cell)
         self._lay_out()

@@ -1,6 +1,5 @@
 """The one exception that a user sees, and how a command ends with it."""
 
-import os
 import sys
 from collections.abc import Callable
 from itertools import pairwise
@@ -45,5 +44,5 @@ def _refuse_empty_words() -> None:
     """Refuse "" and "--flag=" on the command line: as a path it would be the current folder."""
     for before, word in pairwise(sys.argv):
         if not word or (word.startswith("--") and word.endswith("=")):
-            place = f"in {word}" if word else f"after {os.path.basename(before)}"
+            place = f"in {word}" if word else "at the start" if before == sys.argv[0] else f"after {before}"
             raise UserError(f"an empty value {place}: expected something there; is a variable of the shell not set?")

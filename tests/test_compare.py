@@ -111,6 +111,9 @@ def test_surfaces_are_extracted_and_measured_against_the_scenes_truth(tmp_path, 
         (["a", "--losses", "bitwise", "--methods", "3dgs"], "nothing to compare; bitwise: 3dgs has no bitwise"),
         (["a", "--seeds", "--methods", "ngp"], "--seeds: expected one value or more"),
         (["a", "--losses"], "--losses: expected one value or more"),
+        (["a", "--seeds", "1", "-1"], "--seeds -1: expected 0 to"),
+        (["a", "--", "--device"], "a-dvgo-regression-42: .*--device"),
+        (["a", "--", "--device", "gpu"], "a-dvgo-regression-42: --device gpu: expected auto, cpu or cuda"),
         (["a", "--experiment", "dynamic"], "a-dnerf-regression-42: --method dnerf models motion"),
         (["a", "--methods", "3dgs", "--", "--split", "val"], "a-3dgs-regression-42: --split val"),
         (["a", "--", "--test-every", "0"], "a: has no test views, so there is nothing to compare"),
@@ -342,6 +345,9 @@ def test_only_runs_on_this_machine_need_its_devices(tmp_path, monkeypatch):
     assert checks.check(cases, checks.Scenes(), here=False) == []
     with pytest.raises(UserError, match="a-3dgs-regression-1: --device cuda"):
         checks.check(cases, checks.Scenes())
+    other = plan([EXPERIMENTS["static"]], [scene], ["3dgs"], [1], Budget("quick", ("--device=gpu",)), tmp_path)
+    with pytest.raises(UserError, match="--device gpu: expected auto"):
+        checks.check(other, checks.Scenes(), here=False)
 
 
 def test_runs_of_other_flags_or_scenes_are_refused(finished):

@@ -122,7 +122,7 @@ def test_errors_are_one_line(trained, capsys):
 
 @pytest.mark.parametrize(
     ("words", "where"),
-    [(["run", "--out", ""], "value after --out"), (["--out="], "in --out="), ([""], "after render.py")],
+    [(["run", "--out", ""], "value after --out"), (["--out="], "in --out="), ([""], "at the start")],
 )
 def test_an_empty_value_is_no_folder(monkeypatch, capsys, words, where):
     monkeypatch.setattr(sys, "argv", ["render.py", *words])

@@ -124,6 +124,9 @@ def _plan(
     surfaces = any(experiment.surfaces for experiment in experiments)
     if options.truth is not None and not (surfaces and len(options.scenes) == 1):
         raise UserError(f"--truth {options.truth}: is for one scene and an experiment that measures surfaces")
+    for seed in options.seeds:
+        if not 0 <= seed < 2**63:
+            raise UserError(f"--seeds {seed}: expected 0 to 2**63 - 1")
     if options.jobs < 1:
         raise UserError(f"--jobs {options.jobs}: expected 1 or more")
     shared = "--cluster" if options.cluster else f"--jobs {options.jobs}" if options.jobs > 1 else ""

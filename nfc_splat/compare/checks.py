@@ -30,7 +30,7 @@ class Scenes:
 
     def of(self, case: Case, asked: TrainConfig) -> Scene | UserError:
         """The scene of a case that is told `asked`, or why it cannot be read."""
-        if is_run(case.folder):  # which has the points that it began with
+        if is_run(case.folder) and _is_json(case.folder / CONFIG_FILE):  # which has the points that it began with
             asked = with_kept_points(asked, RunSource(case.folder))
         asked = replace(asked, data=replace(asked.data, train_noise=0.0))  # noise is no part of a scene
         folder = case.source.folder
@@ -95,16 +95,21 @@ def _is_json(path: Path) -> bool:
 
 def asked_config(case: Case, *, here: bool = False) -> TrainConfig:
     """What the case's training is told; its scene, run folder and seed are not in it, and unless it is to be on this
-    machine neither is the device.
+    machine, CUDA is not asked for.
 
     Raises:
         UserError: the flags make no sense.
     """
-    own = {"--out", "--resume", "--seed"} if here else {"--out", "--resume", "--seed", "--device"}
+    words = without(case.commands[0].words[2:], {"--out", "--resume", "--seed"})  # after the module and the scene
     try:
-        return _parsed(tuple(without(case.commands[0].words[2:], own)))  # after the module and the scene
+        return _parsed(tuple(words if here else map(_anywhere, ["", *words], words)))
     except UserError as error:
         raise UserError(f"{case.run}: {error}") from None
+
+
+def _anywhere(before: str, word: str) -> str:
+    """A word of a command line, the one before it known, for machines without CUDA."""
+    return word.replace("cuda", "cpu") if before == "--device" or word.startswith("--device=") else word
 
 
 @cache

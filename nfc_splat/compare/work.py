@@ -183,6 +183,8 @@ def _close(running: _Running, failures: dict[str, str], pace: Pace, left: Sequen
 def _last_words(log: Path, code: int) -> str:
     """Why a command failed, in one line."""
     text = log.read_text(encoding="utf-8", errors="replace")
-    lines = [line for line in text[text.rindex("$ python -m ") :].splitlines() if line.strip()]
+    lines = [
+        line for line in text[text.rindex("$ python -m ") :].splitlines() if line.strip() and not line.startswith("#")
+    ]
     errors = [line for line in lines if line.startswith("error: ")]
     return f"failed ({code}): {(errors or lines)[-1].removeprefix('error: ')} (see {log})"

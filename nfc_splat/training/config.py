@@ -246,9 +246,11 @@ def _check(config: TrainConfig) -> None:
 
 
 def choose_device(device: str) -> str:
-    """ "cpu" or "cuda" for the value of `--device`; a `UserError` when CUDA was asked for and is not there."""
+    """ "cpu" or "cuda" for the value of `--device`; a `UserError` for others, or CUDA where there is none."""
     import torch
 
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"--device {device}: expected auto, cpu or cuda (CUDA_VISIBLE_DEVICES chooses among cards)")
     available = torch.cuda.is_available()
     if device == "cuda" and not available:
         raise UserError(
