@@ -19,6 +19,7 @@ from nfc_splat.training.config import (
     AUTO_MOVING_METHOD,
     TrainConfig,
     auto_method,
+    choose_device,
     default_config,
     resolve,
 )
@@ -104,6 +105,7 @@ def _preset_defaults(arguments: Sequence[str], name: str) -> TrainConfig:
         steps = int(_early(arguments, "steps") or "")
     except ValueError:
         steps = None  # absent, or the full parse will say what is wrong with it
+    choose_device(device := _early(arguments, "device") or "auto")
     method = find_method(name)
     encoding = _early(arguments, "target-encoding")
     if encoding is not None and "target_encoding" not in method.load().Config.__dataclass_fields__:
@@ -117,7 +119,7 @@ def _preset_defaults(arguments: Sequence[str], name: str) -> TrainConfig:
         method=method.name,
         preset=_early(arguments, "preset") or "auto",
         steps=steps,
-        device=_early(arguments, "device") or "auto",
+        device=device,
         **chosen,
     )
 
