@@ -56,7 +56,7 @@ def expect_writable(folder: Path) -> None:
     """Refuse a folder of results that cannot be made or written, before the work; makes nothing."""
     place = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
     if not place.is_dir() or not os.access(place, os.W_OK):
-        found = "is not writable" if place.is_dir() else "is no folder"
+        found = "is not writable" if place.is_dir() else "is a file" if place.exists() else "is a broken link"
         raise UserError(f"cannot write to {folder}: {place} {found}; choose another --out")
 
 

@@ -226,14 +226,16 @@ def test_an_existing_file_is_kept_unless_told(runs, tmp_path):
         (["SURFACE", "--min-triangles", "0"], "--min-triangles 0: expected at least 1"),
         (["SURFACE", "--resolution", "16", "--min-triangles", "99999"], "none of 1 pieces has as many"),
         (["SURFACE", "--out", "mesh.stl"], r"--out mesh.stl: expected a name that ends with \.ply, \.obj, \.glb"),
-        (["SURFACE", "--out", "SCENE/transforms_train.json/mesh.ply"], "transforms_train.json is no folder"),
+        (["SURFACE", "--out", "SCENE/transforms_train.json/mesh.ply"], "transforms_train.json is a file"),
         (["SURFACE", "--out", "FOLDER.ply"], "is a folder, expected a file"),
+        (["SURFACE", "--out", "BROKEN/mesh.ply"], "BROKEN is a broken link"),
         (["SURFACE", "--checkpoint", "3"], "--checkpoint 3: .* has no checkpoint of that step"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(runs, tmp_path, arguments, said, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "FOLDER.ply").mkdir()
+    (tmp_path / "BROKEN").symlink_to("nowhere")
     words = {"BALL": runs["ball"], "SURFACE": runs["surface"], "SCENE": runs["ball"].parent / "scene"}
     for word, path in words.items():
         arguments = [argument.replace(word, str(path)) for argument in arguments]
