@@ -322,13 +322,12 @@ def test_a_finished_comparison_can_be_moved_and_named_in_other_ways(finished, ca
 
 def test_finished_runs_are_believed_where_the_scene_is_gone(finished, capsys):
     """Also those whose number of training images the scene would have to tell."""
-    rename = (finished / "ball").rename
     few = ("--", "--train-views", "2")
     for folder in (finished / "out").glob("*/config.json"):
         record = json.loads(folder.read_text())
         record["train"]["data"]["train_views"] = 2
         folder.write_text(json.dumps(record))
-    rename(finished / "elsewhere")
+    (finished / "ball").rename(finished / "elsewhere")
     (finished / "ball").mkdir()
     assert compare(["ball", "--out", "out", *ASKED[:-1], *few]) == 0
     out = capsys.readouterr().out
@@ -345,8 +344,8 @@ def test_only_runs_on_this_machine_need_its_devices(tmp_path, monkeypatch):
     assert checks.check(cases, checks.Scenes(), here=False) == []
     with pytest.raises(UserError, match="a-3dgs-regression-1: --device cuda"):
         checks.check(cases, checks.Scenes())
-    other = plan([EXPERIMENTS["static"]], [scene], ["3dgs"], [1], Budget("quick", ("--device=gpu",)), tmp_path)
-    with pytest.raises(UserError, match="--device gpu: expected auto"):
+    other = plan([EXPERIMENTS["static"]], [scene], ["3dgs"], [1], Budget("quick", ("--device=cuda:0",)), tmp_path)
+    with pytest.raises(UserError, match="--device cuda:0: expected auto"):
         checks.check(other, checks.Scenes(), here=False)
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -419,6 +420,28 @@ def test_a_failure_is_told_by_one_and_ends_all():
         raise UserError("mine")
     with Among(1, 2).together():
         pass
+
+
+def test_nobody_leaves_before_the_error_is_told(announce, monkeypatch, capsys):
+    """torchrun ends the others as soon as one has left, printed or not."""
+    announce(**STARTED)
+    store, seen = torch.distributed.HashStore(), []
+    monkeypatch.setattr("torch.distributed.rendezvous", lambda _: iter([(store, 1, 2)]))
+    monkeypatch.setattr("torch.distributed.init_process_group", lambda *_, **__: None)
+
+    def another() -> None:
+        with pytest.raises(FailedElsewhere), joined():
+            raise FailedElsewhere(2)
+        seen.append(capsys.readouterr().err)
+
+    thread = threading.Thread(target=another)
+    thread.start()
+    thread.join(0.3)
+    assert thread.is_alive()
+    with pytest.raises(FailedElsewhere), joined():
+        raise UserError("--bogus: unknown flag")
+    thread.join(PATIENCE)
+    assert seen == ["error: --bogus: unknown flag\n"]
 
 
 def test_what_is_wrong_is_told_by_one_process_before_all_end(folder):

@@ -109,7 +109,9 @@ def asked_config(case: Case, *, here: bool = False) -> TrainConfig:
 
 def _anywhere(before: str, word: str) -> str:
     """A word of a command line, the one before it known, for machines without CUDA."""
-    return word.replace("cuda", "cpu") if before == "--device" or word.startswith("--device=") else word
+    if word == "--device=cuda":
+        return "--device=cpu"
+    return "cpu" if (before, word) == ("--device", "cuda") else word
 
 
 @cache
